@@ -1,0 +1,51 @@
+"""Settings: frozen dataclasses without defaults, so that a value lives in exactly one place, the conf folder."""
+
+from dataclasses import dataclass, fields, is_dataclass
+from types import UnionType
+from typing import Any, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def settings(cls: type[T]) -> type[T]:
+    """Make ``cls`` a frozen, keyword-only dataclass from which pydantic, at Kedro's door, takes no unknown key.
+
+    Training code needs no pydantic: it is handed values that were validated before they were written.
+    """
+    made = dataclass(frozen=True, kw_only=True)(cls)
+    made.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
+    return made
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `ValueError` with ``message`` unless ``condition``: for checks in ``__post_init__``."""
+    if not condition:
+        raise ValueError(message)
+
+
+def build(cls: type[T], value: dict[str, Any]) -> T:
+    """A (nested) settings dataclass from the JSON-like values that `plain` wrote."""
+    hints = get_type_hints(cls)
+    return cls(**{name: _convert(hints[name], item) for name, item in value.items()})
+
+
+def _convert(hint: Any, value: Any) -> Any:
+    if get_origin(hint) in (Union, UnionType):
+        if value is None:
+            return None
+        hint = next(option for option in get_args(hint) if option is not type(None))
+    if is_dataclass(hint) and isinstance(hint, type):
+        return build(hint, value)
+    if get_origin(hint) is tuple:
+        return tuple(_convert(get_args(hint)[0], item) for item in value)
+    return value
+
+
+def plain(value: Any) -> Any:
+    """The JSON-like form of a (nested) settings dataclass: inverse of `build`."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, (tuple, list)):
+        return [plain(item) for item in value]
+    return value
