@@ -1,0 +1,43 @@
+# Everything runs from a fresh clone: each target first makes .venv with the locked packages, once.
+PYTHON ?= python3.11
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+export OMP_NUM_THREADS := 1
+
+.PHONY: install demo test lint bench clean
+.DEFAULT_GOAL := install
+
+install: $(INSTALLED)
+
+$(INSTALLED): requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+demo: install
+	$(BIN)/kedro run --pipelines demo_data
+	$(BIN)/kedro run
+	@echo
+	@echo "Report:    $(CURDIR)/data/08_reporting/report.html"
+	@echo "Samples:   $(CURDIR)/data/08_reporting/ (grids), $(CURDIR)/data/07_model_output/ (videos, token ids)"
+	@echo "MLflow:    $(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db"
+	@echo "Kedro-Viz: $(BIN)/kedro viz run"
+
+test: install
+	$(BIN)/python -m pytest -q
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: install
+	@test -f benchmarks/$(SUBJECT).py || { echo "make bench SUBJECT=x, x one of:" $(filter-out harness,$(basename $(notdir $(wildcard benchmarks/*.py)))); exit 2; }
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable .[bench]
+	$(BIN)/python -m benchmarks.$(SUBJECT)
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
