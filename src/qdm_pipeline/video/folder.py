@@ -1,0 +1,87 @@
+"""A folder of videos, with or without a table: what is in it, checked before anything is decoded."""
+
+import csv
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from qdm_pipeline.errors import InputError
+from qdm_pipeline.files import digest_json
+from qdm_pipeline.handle import Handle
+
+SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".gif"})
+SPLITS = ("train", "validation", "test")
+TABLE = "metadata.csv"
+ENDS = 65536  # bytes of head and tail of a file that stand for its content
+
+
+@dataclass(frozen=True)
+class Video:
+    """One file of the folder and what its table says about it; None where it says nothing."""
+
+    file: str  # relative to the folder, with forward slashes
+    label: str | None
+    caption: str | None
+    split: str | None
+
+
+def videos_handle(folder: Path) -> Handle:
+    """The folder as the input of a run; its digest changes when a video or the table does.
+
+    A file counts by its name, size, first and last 64 KiB, so terabytes need not be read.
+    """
+    names = [video.file for video in list_videos(folder)] + [TABLE] * (folder / TABLE).exists()
+    return Handle("videos", folder, digest_json({name: _fingerprint(folder / name) for name in names}))
+
+
+def list_videos(folder: Path) -> list[Video]:
+    """All videos under ``folder``, or those of its metadata.csv (file and, optionally, label, caption, split).
+
+    `InputError` if there is no video, a row has no file, names one twice, or its split is unknown.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder of videos")
+    if (folder / TABLE).exists():
+        return _read_table(folder)
+    found = sorted(
+        p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES
+    )
+    if not found:
+        raise InputError(f"{folder}: no videos in it ({', '.join(sorted(SUFFIXES))})")
+    return [Video(file, None, None, None) for file in found]
+
+
+def _read_table(folder: Path) -> list[Video]:
+    table = folder / TABLE
+    with table.open(newline="", encoding="utf-8-sig") as stream:
+        reader = csv.DictReader(stream)
+        columns = set(reader.fieldnames or [])
+        rows = list(reader)
+    if "file" not in columns:
+        raise InputError(f"{table}: no column 'file', found {sorted(columns)}")
+    if not rows:
+        raise InputError(f"{table}: no rows, so no videos")
+    videos = []
+    seen: set[str] = set()
+    for number, row in enumerate(rows, start=2):
+        where = f"{table}, line {number}"
+        file = row["file"]
+        if not file or not (folder / file).is_file():
+            raise InputError(f"{where}: file {file!r} does not exist in {folder}")
+        if file in seen:
+            raise InputError(f"{where}: file {file!r} is listed twice")
+        seen.add(file)
+        if "split" in columns and row["split"] not in SPLITS:
+            raise InputError(f"{where}: split {row['split']!r}, allowed are {', '.join(SPLITS)}")
+        videos.append(Video(file, row.get("label") or None, row.get("caption") or None, row.get("split")))
+    return videos
+
+
+def _fingerprint(path: Path) -> str:
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as stream:
+        digest.update(stream.read(ENDS))
+        stream.seek(max(0, size - ENDS))
+        digest.update(stream.read(ENDS))
+    return digest.hexdigest()
