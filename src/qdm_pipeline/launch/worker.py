@@ -1,0 +1,63 @@
+"""The worker's front door: ``python -m qdm_pipeline.launch.worker RUN.json``, started once per rank by the agent."""
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.errors import ErrorHandler, record
+
+from qdm_pipeline.launch.jobs import JOBS
+from qdm_pipeline.ranks import Ranks
+from qdm_pipeline.run import Run
+
+PR_SET_PDEATHSIG = 1
+
+
+class _ErrorFile(ErrorHandler):
+    """The agent's error file, with the time in nanoseconds: which rank failed first is the question."""
+
+    def record_exception(self, e: BaseException) -> None:
+        extra = {
+            "py_callstack": traceback.format_exc(),
+            "timestamp": str(int(time.time())),
+            "nanoseconds": str(time.time_ns()),
+            "type": type(e).__name__,
+            "text": str(e),
+        }
+        Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(
+            json.dumps({"message": {"message": f"{type(e).__name__}: {e}", "extraInfo": extra}})
+        )
+
+
+def die_with_parent() -> None:
+    """Ask Linux to end this process when the agent dies, however it dies; no effect elsewhere."""
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            sys.exit(1)
+
+
+def main(file: Path) -> None:
+    """Do this rank's share of the job that ``file`` describes."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the agent passes Ctrl-C on; it alone has something to say
+    die_with_parent()
+    run = Run.read(file)
+    ranks = Ranks.from_environment()
+    if ranks.device.type == "cpu":
+        torch.set_num_threads(1)
+    JOBS[run.kind](run, ranks)
+    ranks.barrier()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    record(main, _ErrorFile())(Path(sys.argv[1]))

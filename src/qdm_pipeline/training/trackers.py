@@ -1,0 +1,100 @@
+"""Where metrics go: always a JSON line a step beside the run, and MLflow when the environment names a run.
+
+The hook that opens an MLflow run sets ``MLFLOW_TRACKING_URI`` and ``MLFLOW_RUN_ID``; metric names get the
+job's kind in front (``teacher/loss``), so that all jobs of one pipeline run share one MLflow run.
+"""
+
+import json
+import logging
+import os
+import time
+from typing import Any, TextIO
+
+from qdm_pipeline.ranks import Ranks
+from qdm_pipeline.run import Run
+
+logger = logging.getLogger(__name__)
+
+BATCH = 500  # metrics a call; one call costs about 0.3 s on SQLite
+FLUSH_SECONDS = 10.0
+
+
+class Tracker:
+    """Logs on rank 0; on other ranks every call does nothing."""
+
+    def __init__(self, lines: TextIO | None, mlflow: "_MLflow | None") -> None:
+        self._lines, self._mlflow = lines, mlflow
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Record the metrics of one step."""
+        if self._lines is not None:
+            self._lines.write(json.dumps({"step": step, **metrics}) + "\n")
+            self._lines.flush()
+        if self._mlflow is not None:
+            self._mlflow.log(step, metrics)
+
+    def close(self) -> None:
+        """Write out what is buffered."""
+        if self._lines is not None:
+            self._lines.close()
+        if self._mlflow is not None:
+            self._mlflow.flush()
+
+
+def open_tracker(run: Run, ranks: Ranks) -> Tracker:
+    """A tracker for ``run``; MLflow first gets what an interrupted or finished run has logged before."""
+    if not ranks.is_main:
+        return Tracker(None, None)
+    run.directory.mkdir(parents=True, exist_ok=True)
+    torn = run.metrics_file.exists() and not run.metrics_file.read_bytes().endswith(b"\n")
+    lines = run.metrics_file.open("a")
+    if torn:  # a killed process may have left half a line
+        lines.write("\n")
+    return Tracker(lines, _MLflow.from_environment(run))
+
+
+class _MLflow:
+    """Buffered metrics for one MLflow run; a failure to deliver is said once and never ends the job."""
+
+    def __init__(self, client: Any, run_id: str, run: Run) -> None:
+        self._client, self._run_id, self._prefix = client, run_id, run.kind
+        self._buffer: list[Any] = []
+        self._flushed, self._broken = time.monotonic(), False
+        for row in run.metrics():
+            self.log(row["step"], {name: value for name, value in row.items() if name != "step"})
+
+    @classmethod
+    def from_environment(cls, run: Run) -> "_MLflow | None":
+        run_id = os.environ.get("MLFLOW_RUN_ID")
+        if run_id is None:
+            return None
+        try:
+            from mlflow import MlflowClient
+        except ImportError:
+            logger.warning(
+                "MLflow is not installed here: metrics of %s go to %s only", run.kind, run.metrics_file
+            )
+            return None
+        return cls(MlflowClient(os.environ["MLFLOW_TRACKING_URI"]), run_id, run)
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self._buffer += [
+            Metric(f"{self._prefix}/{name}", value, now, step) for name, value in metrics.items()
+        ]
+        if len(self._buffer) >= BATCH or time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        batch, self._buffer = self._buffer, []
+        self._flushed = time.monotonic()
+        if self._broken:
+            return
+        try:
+            for first in range(0, len(batch), BATCH):
+                self._client.log_batch(self._run_id, metrics=batch[first : first + BATCH])
+        except Exception as error:
+            logger.warning("MLflow does not take metrics (%s); %s goes on without it", error, self._prefix)
+            self._broken = True

@@ -1,0 +1,88 @@
+"""The agent inside a node: results come back, failures name their rank, and nobody survives."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from qdm_pipeline.errors import InputError
+from qdm_pipeline.launch.agent import WorkerError, run_job
+from qdm_pipeline.run import Run
+
+SITE = str(Path(__file__).parent / "worker_site")
+
+
+@pytest.fixture(autouse=True)
+def jobs_of_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([SITE, os.environ.get("PYTHONPATH", "")]))
+
+
+def test_two_ranks_work_together_and_a_finished_job_is_reused(tmp_path: Path) -> None:
+    run = Run.create("sum", {}, {}, tmp_path)
+    before = signal.getsignal(signal.SIGINT)
+    handle = run_job(run, 2)
+    assert handle.metadata == {"total": 3, "threads": 1}
+    assert handle.path == run.directory
+    assert signal.getsignal(signal.SIGINT) is before
+    started = time.monotonic()
+    assert run_job(run, 2) == handle
+    assert time.monotonic() - started < 0.5
+
+
+def test_the_failing_rank_speaks(tmp_path: Path) -> None:
+    with pytest.raises(WorkerError) as caught:
+        run_job(Run.create("fail", {}, {}, tmp_path), 2)
+    message = str(caught.value)
+    assert "rank 1 raised ZeroDivisionError" in message
+    assert "ZeroDivisionError: the second rank had [/bad] luck" in message
+    assert "_rank_one_fails" in message
+
+
+def test_bad_input_stays_bad_input(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^clips/a.mp4: not a video$"):
+        run_job(Run.create("bad", {}, {}, tmp_path), 1)
+
+
+def test_a_killed_rank_is_named(tmp_path: Path) -> None:
+    with pytest.raises(WorkerError, match="rank 1 was ended by SIGKILL"):
+        run_job(Run.create("killed", {}, {}, tmp_path), 2)
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 1), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
+)
+def test_a_stopped_parent_leaves_no_worker(tmp_path: Path, number: signal.Signals, status: int) -> None:
+    run = Run.create("sleep", {}, {}, tmp_path)
+    program = (
+        "from pathlib import Path; from qdm_pipeline.launch.agent import run_job; "
+        f"from qdm_pipeline.run import Run; run_job(Run.read(Path({str(run.file)!r})), 2)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
+    pid_files = [run.directory / "pid-0", run.directory / "pid-1"]
+    _wait_until(lambda: all(file.exists() and file.read_text() for file in pid_files))
+    parent.send_signal(number)
+    _, errors = parent.communicate(timeout=10)
+    assert parent.returncode in (status, -number)
+    _wait_until(lambda: not any(_alive(int(file.read_text())) for file in pid_files), seconds=5)
+    assert run.result() is None
+    if number == signal.SIGINT:
+        assert "KeyboardInterrupt" in errors
+
+
+def _wait_until(condition: object, seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"

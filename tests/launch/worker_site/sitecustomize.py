@@ -1,0 +1,49 @@
+"""Found on the PYTHONPATH by the workers that the tests start: adds jobs that only tests need."""
+
+import os
+import time
+
+from qdm_pipeline.errors import InputError
+from qdm_pipeline.launch.jobs import JOBS
+from qdm_pipeline.ranks import Ranks
+from qdm_pipeline.run import Run
+
+
+def _sum_of_ranks(run: Run, ranks: Ranks) -> None:
+    import torch
+
+    total = int(ranks.sum(torch.tensor(ranks.rank + 1)))
+    if ranks.is_main:
+        run.finish("digest", {"total": total, "threads": torch.get_num_threads()})
+
+
+def _rank_one_fails(run: Run, ranks: Ranks) -> None:
+    if ranks.rank == 1:
+        raise ZeroDivisionError("the second rank had [/bad] luck")
+    ranks.barrier()
+
+
+def _bad_input(run: Run, ranks: Ranks) -> None:
+    raise InputError("clips/a.mp4: not a video")
+
+
+def _killed(run: Run, ranks: Ranks) -> None:
+    if ranks.rank == 1:
+        os.kill(os.getpid(), 9)
+    time.sleep(60)
+
+
+def _sleep(run: Run, ranks: Ranks) -> None:
+    (run.directory / f"pid-{ranks.rank}").write_text(str(os.getpid()))
+    time.sleep(120)
+
+
+JOBS.update(
+    {
+        "sum": _sum_of_ranks,
+        "fail": _rank_one_fails,
+        "bad": _bad_input,
+        "killed": _killed,
+        "sleep": _sleep,
+    }
+)
