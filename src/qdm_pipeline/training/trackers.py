@@ -61,7 +61,7 @@ class _MLflow:
         self._buffer: list[Any] = []
         self._flushed, self._broken = time.monotonic(), False
         for row in run.metrics():
-            self.log(row["step"], {name: value for name, value in row.items() if name != "step"})
+            self.log(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
 
     @classmethod
     def from_environment(cls, run: Run) -> "_MLflow | None":

@@ -1,0 +1,71 @@
+"""Samplers over any denoiser: (x_t [B, ...], t [B]) -> prediction of x0 [B, ...]."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from qdm_pipeline.diffusion.schedule import Schedule
+
+Denoiser = Callable[[Tensor, Tensor], Tensor]
+Sampler = Callable[[Denoiser, Tensor, Sequence[float], Schedule, torch.Generator], Tensor]
+
+
+def _standard_normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(like.shape, generator=generator, device=generator.device, dtype=like.dtype).to(
+        like.device
+    )
+
+
+def ddim(
+    denoiser: Denoiser,
+    noise: Tensor,
+    times: Sequence[float],
+    schedule: Schedule,
+    generator: torch.Generator,
+    eta: float = 0.0,
+) -> Tensor:
+    """DDIM (Song et al. 2021, arXiv:2010.02502, eq. 12 and 16): x0 [B, ...] after one call per time.
+
+    ``times`` fall from about 1; after the last one the prediction itself is the sample. ``eta`` = 0 is
+    deterministic, 1 adds the noise of ancestral sampling; ``generator`` is read only if ``eta`` > 0.
+    """
+    x = noise
+    for index, time in enumerate(times):
+        t = x.new_full((len(x),), time)
+        x0 = denoiser(x, t)
+        if index + 1 == len(times):
+            return x0
+        s = x.new_full((len(x),), times[index + 1])
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.coefficients(t, x), schedule.coefficients(s, x)
+        epsilon = schedule.epsilon(x, x0, t)
+        spread = (
+            eta * sigma_s / sigma_t * (1 - (alpha_t * sigma_s / (alpha_s * sigma_t)) ** 2).clamp(min=0).sqrt()
+        )
+        moved = alpha_s * x0.double() + (sigma_s**2 - spread**2).clamp(min=0).sqrt() * epsilon
+        if eta > 0:
+            moved = moved + spread * _standard_normal(x, generator).double()
+        x = moved.to(x.dtype)
+    raise ValueError("times: found none, at least one is needed")
+
+
+def renoise(
+    denoiser: Denoiser,
+    noise: Tensor,
+    times: Sequence[float],
+    schedule: Schedule,
+    generator: torch.Generator,
+) -> Tensor:
+    """Few-step sampling: predict x0, noise it afresh to the next time.
+
+    (Song et al. 2023, arXiv:2303.01469, algorithm 1.)
+
+    ``times`` is the student's step list, the one it was distilled on. Returns x0 [B, ...].
+    """
+    x = noise
+    for index, time in enumerate(times):
+        x0 = denoiser(x, x.new_full((len(x),), time))
+        if index + 1 == len(times):
+            return x0
+        x = schedule.add_noise(x0, _standard_normal(x0, generator), x.new_full((len(x),), times[index + 1]))
+    raise ValueError("times: found none, at least one is needed")

@@ -1,0 +1,1 @@
+"""Single-device networks: quantizer, Transformer block, predictor."""

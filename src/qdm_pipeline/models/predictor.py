@@ -1,0 +1,208 @@
+"""`QuantizedDiffusionPredictor`: predicts clean latents, directly and through a codebook."""
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from qdm_pipeline.configuration import require, settings
+from qdm_pipeline.errors import InputError
+from qdm_pipeline.models.quantizer import QuantizerSettings, VectorQuantizer
+from qdm_pipeline.models.transformer import TransformerBlock, rotary_angles
+
+Path = Literal["continuous", "quantized"]
+
+
+@settings
+class PredictorSettings:
+    """The size of a predictor: what a preset fixes and the data does not."""
+
+    width: int
+    depth: int
+    heads: int
+    patch: tuple[int, int, int]  # latent positions a token covers, in time, height and width
+    embedding_dim: int
+    quantizer: QuantizerSettings
+
+    def __post_init__(self) -> None:
+        require(self.depth >= 1, f"depth: found {self.depth}, must be at least 1")
+        require(
+            self.heads >= 1 and self.width % self.heads == 0 and self.width // self.heads % 2 == 0,
+            f"heads: found {self.heads}; width {self.width} must divide into heads of an even size",
+        )
+        require(
+            len(self.patch) == 3 and min(self.patch) >= 1,
+            f"patch: found {self.patch}, must be three sizes (time, height, width) of at least 1",
+        )
+        require(self.embedding_dim >= 1, f"embedding_dim: found {self.embedding_dim}, must be at least 1")
+
+
+@settings
+class PredictorConfig:
+    """Everything that is needed to build a predictor: its size and what the data demands."""
+
+    size: PredictorSettings
+    latent_channels: int
+    classes: tuple[str, ...]  # class names, empty: not conditioned on a class
+    vocabulary: tuple[str, ...]  # words of the captions, empty: not conditioned on text
+    caption_length: int  # words a caption may have
+
+
+class Condition(NamedTuple):
+    """What a sample is asked to show; None where the model is not conditioned on it."""
+
+    label: Tensor | None = None  # [B] int64; -1 asks for nothing (the unconditional model)
+    words: Tensor | None = None  # [B, L] int64 indices into the vocabulary; -1 pads
+
+    def dropped(self, drop: Tensor) -> "Condition":
+        """The condition with the samples marked in ``drop`` [B] bool made unconditional."""
+        label = None if self.label is None else self.label.masked_fill(drop, -1)
+        words = None if self.words is None else self.words.masked_fill(drop[:, None], -1)
+        return Condition(label, words)
+
+    def unconditional(self) -> "Condition":
+        """The same batch, asking for nothing."""
+        return Condition(*(None if part is None else torch.full_like(part, -1) for part in self))
+
+    def rows(self, index: slice | Tensor) -> "Condition":
+        """Some samples of the batch."""
+        return Condition(*(None if part is None else part[index] for part in self))
+
+    def to(self, device: torch.device) -> "Condition":
+        """The condition on another device."""
+        return Condition(*(None if part is None else part.to(device) for part in self))
+
+
+class Prediction(NamedTuple):
+    """Predicted clean latents [B, C, T, H, W] and, where they came through the codebook, how."""
+
+    x0: Tensor
+    codes: Tensor | None  # [B, G, T, H, W] int64
+    commitment: Tensor | None  # []
+
+
+class QuantizedDiffusionPredictor(nn.Module):
+    """A diffusion Transformer whose prediction of x0 can be read directly or through a vector quantizer.
+
+    latents -> patches -> `TransformerBlock`s -> features h [B, T, H, W, E] at every latent position;
+    continuous: x0 = final_proj(h); quantized: x0 = final_proj(VectorQuantizer(h)). ``final_proj`` is shared.
+    """
+
+    def __init__(self, config: PredictorConfig) -> None:
+        super().__init__()
+        self.config = config
+        size, width = config.size, config.size.width
+        patch_volume = math.prod(size.patch)
+        self.patch_in = nn.Linear(config.latent_channels * patch_volume, width)
+        self.time_mlp = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
+        self.modulation = nn.Linear(width, 6 * width)
+        self.class_embedding = nn.Embedding(len(config.classes) + 1, width) if config.classes else None
+        self.word_embedding = nn.Embedding(len(config.vocabulary) + 1, width) if config.vocabulary else None
+        self.word_position = (
+            nn.Parameter(0.02 * torch.randn(config.caption_length, width)) if config.vocabulary else None
+        )
+        self.blocks = nn.ModuleList(
+            TransformerBlock(width, size.heads, bool(config.vocabulary)) for _ in range(size.depth)
+        )
+        self.final_modulation = nn.Linear(width, 2 * width)
+        self.patch_out = nn.Linear(width, size.embedding_dim * patch_volume)
+        self.quantizer = VectorQuantizer(size.embedding_dim, size.quantizer)
+        self.final_proj = nn.Conv3d(size.embedding_dim, config.latent_channels, 1)
+        for layer in (
+            self.modulation,
+            self.final_modulation,
+        ):  # adaLN-zero: every block starts as the identity
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        for embedding in (self.class_embedding, self.word_embedding):
+            if embedding is not None:
+                nn.init.normal_(embedding.weight, std=0.02)
+
+    def forward(
+        self, x_t: Tensor, t: Tensor, condition: Condition, path: Path = "continuous", collect: bool = False
+    ) -> Prediction:
+        """Predict x0 from latents x_t [B, C, T, H, W] at times t [B]."""
+        return self.read(self.features(x_t, t, condition), path, collect)
+
+    def features(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """What the prediction is read from: [B, T, H, W, embedding_dim].
+
+        Raises `InputError` where the latent shape does not divide into patches.
+        """
+        size = self.config.size
+        grid = self._grid(x_t)
+        pt, ph, pw = size.patch
+        x = rearrange(x_t, "b c (t pt) (h ph) (w pw) -> b (t h w) (c pt ph pw)", pt=pt, ph=ph, pw=pw)
+        x = self.patch_in(x)
+        signal, text, text_mask = self._embed(t, condition)
+        modulation = self.modulation(F.silu(signal)).unflatten(-1, (6, -1))
+        angles = rotary_angles(grid, size.width // size.heads, x.device)
+        rotary = angles.cos(), angles.sin()
+        for block in self.blocks:
+            x = block(x, modulation, rotary, text, text_mask)
+        shift, scale = self.final_modulation(F.silu(signal)).unsqueeze(1).chunk(2, dim=-1)
+        x = self.patch_out(F.layer_norm(x, x.shape[-1:]) * (1 + scale) + shift)
+        return rearrange(
+            x, "b (t h w) (e pt ph pw) -> b (t pt) (h ph) (w pw) e",
+            t=grid[0], h=grid[1], w=grid[2], pt=pt, ph=ph, pw=pw,
+        )  # fmt: skip
+
+    def read(self, features: Tensor, path: Path, collect: bool = False) -> Prediction:
+        """Features [B, T, H, W, E] -> the prediction; ``collect`` as in `VectorQuantizer.forward`."""
+        if path == "continuous":
+            return Prediction(self._project(features), None, None)
+        quantized = self.quantizer(features, collect)
+        codes = rearrange(quantized.codes, "b t h w g -> b g t h w")
+        return Prediction(self._project(quantized.output), codes, quantized.commitment)
+
+    def decode_codes(self, codes: Tensor) -> Tensor:
+        """Latents [B, C, T, H, W] of codes [B, G, T, H, W]: what the quantized path gave, bit for bit."""
+        return self._project(self.quantizer.decode_codes(rearrange(codes, "b g t h w -> b t h w g")))
+
+    def _project(self, embedding: Tensor) -> Tensor:
+        # A 1x1x1 convolution as the matrix product it is: in float32, whatever the autocast, so that
+        # codes decode to the same bits everywhere.
+        with torch.autocast(embedding.device.type, enabled=False):
+            weight = self.final_proj.weight.flatten(1)
+            projected = F.linear(embedding.to(weight.dtype), weight, self.final_proj.bias)
+        return rearrange(projected, "b t h w c -> b c t h w").contiguous()
+
+    def _grid(self, x_t: Tensor) -> tuple[int, int, int]:
+        shape, patch = tuple(x_t.shape[2:]), self.config.size.patch
+        if x_t.shape[1] != self.config.latent_channels or any(
+            n % p for n, p in zip(shape, patch, strict=True)
+        ):
+            raise InputError(
+                f"latents: found {x_t.shape[1]} channels of (time, height, width) {shape}; this model takes "
+                f"{self.config.latent_channels} channels and sizes divisible by its patch {patch}"
+            )
+        return shape[0] // patch[0], shape[1] // patch[1], shape[2] // patch[2]
+
+    def _embed(self, t: Tensor, condition: Condition) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        signal = self.time_mlp(timestep_embedding(t).to(self.modulation.weight.dtype))
+        text = mask = None
+        if self.class_embedding is not None:
+            label = (
+                condition.label if condition.label is not None else torch.full_like(t, -1, dtype=torch.int64)
+            )
+            signal = signal + self.class_embedding(label + 1)
+        if self.word_embedding is not None and self.word_position is not None:
+            words = condition.words
+            if words is None:
+                words = torch.full((len(t), 1), -1, device=t.device)
+            text = self.word_embedding(words + 1) + self.word_position[: words.shape[1]]
+            mask = words >= 0
+            mask[:, 0] = True  # an empty caption attends to one padding word
+        return signal, text, mask
+
+
+def timestep_embedding(t: Tensor) -> Tensor:
+    """Sinusoidal features [B, 256] of times [B] in [0, 1] (Vaswani et al. 2017, arXiv:1706.03762)."""
+    frequencies = torch.exp(
+        -math.log(10_000.0) * torch.arange(128, device=t.device, dtype=torch.float32) / 128
+    )
+    angles = 1000.0 * t.float()[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)

@@ -1,0 +1,102 @@
+"""Optimizers and their learning rate as a function of the step alone."""
+
+import math
+
+import torch
+from torch import nn
+
+from qdm_pipeline.configuration import require, settings
+
+
+@settings
+class OptimizerSettings:
+    """AdamW for embeddings, projections and vectors; Muon for the matrices of the Transformer blocks."""
+
+    lr: float
+    muon_lr: float | None  # None: AdamW for the matrices too
+    betas: tuple[float, float]
+    weight_decay: float
+    clip: float  # largest norm of the gradient
+    warmup: int  # steps of linear warm-up
+    decay: bool  # cosine decay to 0 at the last step
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0, f"lr: found {self.lr}, must be above 0")
+        require(len(self.betas) == 2, f"betas: found {self.betas}, must be two numbers")
+        require(self.clip > 0, f"clip: found {self.clip}, must be above 0")
+        require(self.warmup >= 0, f"warmup: found {self.warmup}, must not be negative")
+
+
+class Optimizer:
+    """One or two torch optimizers that step together under one schedule."""
+
+    def __init__(self, module: nn.Module, settings: OptimizerSettings, steps: int) -> None:
+        self.settings = settings
+        self.steps = steps
+        named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+        hidden = [
+            p
+            for name, p in named
+            if settings.muon_lr and ".blocks." in f".{name}" and name.endswith("weight")
+        ]
+        chosen = {id(p) for p in hidden}
+        rest = [p for _, p in named if id(p) not in chosen]
+        betas, decay = settings.betas, settings.weight_decay
+        self.parameters = [p for _, p in named]
+        self.optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(rest, settings.lr, betas, weight_decay=decay)
+        ]
+        if hidden and settings.muon_lr:
+            # Muon (Jordan et al. 2024): at equal steps it reaches a clearly lower loss, see docs/decisions.md
+            self.optimizers.append(
+                torch.optim.Muon(hidden, settings.muon_lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+            )
+        self._peak = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
+
+    def step(self, step: int) -> float:
+        """Clip, update with the learning rate of ``step``, clear; returns the norm before clipping."""
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip, error_if_nonfinite=True)
+        scale = learning_rate_scale(step, self.steps, self.settings.warmup, self.settings.decay)
+        for optimizer, peaks in zip(self.optimizers, self._peak, strict=True):
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * scale
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return float(norm)
+
+    def state_dict(self) -> dict[str, object]:
+        """State of all optimizers."""
+        return {str(index): optimizer.state_dict() for index, optimizer in enumerate(self.optimizers)}
+
+    def load_state_dict(self, state: dict[str, dict[str, object]]) -> None:
+        """Inverse of `state_dict`."""
+        for index, optimizer in enumerate(self.optimizers):
+            optimizer.load_state_dict(state[str(index)])
+
+
+def learning_rate_scale(step: int, steps: int, warmup: int, decay: bool) -> float:
+    """Fraction of the peak learning rate at a step: linear warm-up, then constant or a half cosine to 0."""
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if not decay:
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+class Ema:
+    """Exponential moving average of a module's parameters; its buffers are taken as they are."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.shadow = {name: p.detach().clone() for name, p in module.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        """Move towards the parameters after update ``step`` (from 0); short runs forget their start."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        live = [p.detach() for _, p in module.named_parameters()]
+        torch._foreach_lerp_(list(self.shadow.values()), live, 1 - decay)
+
+    def weights(self, module: nn.Module) -> dict[str, torch.Tensor]:
+        """A state dict for ``module``: averaged parameters, present buffers."""
+        return {name: self.shadow.get(name, value) for name, value in module.state_dict().items()}

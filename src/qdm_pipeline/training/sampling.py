@@ -1,0 +1,167 @@
+"""Sampling a finished model on all ranks: latents, token ids, videos to look at."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from qdm_pipeline.configuration import build, require, settings
+from qdm_pipeline.diffusion.sampler import ddim, renoise
+from qdm_pipeline.diffusion.schedule import Schedule
+from qdm_pipeline.errors import InputError
+from qdm_pipeline.files import digest_file
+from qdm_pipeline.models.predictor import Condition, PredictorConfig
+from qdm_pipeline.randomness import generator
+from qdm_pipeline.ranks import Ranks
+from qdm_pipeline.run import Run
+from qdm_pipeline.training.conditions import from_captions
+from qdm_pipeline.training.denoiser import GuidedDenoiser
+from qdm_pipeline.training.model_files import load_predictor
+from qdm_pipeline.training.teacher import Precision, ScheduleSettings
+from qdm_pipeline.video.autoencoder import CausalVideoAutoencoder, load_autoencoder
+from qdm_pipeline.video.media import write_grid, write_mp4
+
+
+@settings
+class SamplingSettings:
+    """What to sample, and how."""
+
+    name: str  # the row's name in the report
+    sampler: Literal["ddim", "renoise"]
+    steps: int | None  # evenly spaced steps; null: the step list that the student was distilled on
+    low: float  # range of the evenly spaced times
+    high: float
+    eta: float  # of DDIM: 0 deterministic, 1 ancestral
+    guidance: float  # see diffusion.guidance
+    path: Literal["continuous", "quantized"]
+    asked: tuple[str, ...] | None  # class names or captions, taken in turn; null: all classes, or nothing
+    count: int
+    batch: int
+    videos: int  # how many are written as MP4 and shown in the grid
+    columns: int
+    scale: int
+    fps: int
+    precision: Precision
+    seed: int
+
+    def __post_init__(self) -> None:
+        require(
+            self.steps is None or self.steps >= 1, f"steps: found {self.steps}, must be null or at least 1"
+        )
+        require(
+            0 <= self.low < self.high <= 1,
+            f"low, high: found {self.low}, {self.high}; need 0 <= low < high <= 1",
+        )
+        require(0 <= self.eta <= 1, f"eta: found {self.eta}, must be in [0, 1]")
+        require(
+            self.sampler == "ddim" or self.eta == 0,
+            f"eta: found {self.eta}, only ddim takes one; set it to 0",
+        )
+        for name in ("count", "batch", "columns", "scale", "fps"):
+            require(getattr(self, name) >= 1, f"{name}: found {getattr(self, name)}, must be at least 1")
+        require(
+            0 < self.videos <= self.count,
+            f"videos: found {self.videos}, must be from 1 to count ({self.count})",
+        )
+
+
+def sampling_times(settings: SamplingSettings, schedule: Schedule, config: dict[str, Any]) -> Sequence[float]:
+    """The times at which the model is called; `InputError` if a step list is asked of a model without one."""
+    if settings.steps is not None:
+        return schedule.spaced(settings.steps, settings.low, settings.high)
+    if "times" not in config:
+        raise InputError(
+            f"{settings.name}: steps is null, but this model has no step list of its own; set a number"
+        )
+    return tuple(config["times"])
+
+
+def asked_condition(settings: SamplingSettings, config: PredictorConfig) -> Condition:
+    """The condition of all ``count`` samples; `InputError` for a class that the model does not know."""
+    if config.vocabulary:
+        if not settings.asked:
+            raise InputError(f"{settings.name}: this model wants captions; list some under 'asked'")
+        captions = [settings.asked[index % len(settings.asked)] for index in range(settings.count)]
+        return Condition(words=from_captions(captions, config))
+    if not config.classes:
+        if settings.asked:
+            raise InputError(
+                f"{settings.name}: asked for {list(settings.asked)}, but this model is unconditional"
+            )
+        return Condition()
+    asked = settings.asked or config.classes
+    if unknown := sorted(set(asked) - set(config.classes)):
+        raise InputError(
+            f"{settings.name}: unknown classes {unknown}; this model knows {list(config.classes)}"
+        )
+    return Condition(
+        torch.tensor([config.classes.index(asked[i % len(asked)]) for i in range(settings.count)])
+    )
+
+
+def sample(run: Run, ranks: Ranks) -> None:
+    """Sample the model among the run's inputs; ranks share the batches, and draw what one would."""
+    settings = build(SamplingSettings, run.settings)
+    model, config = load_predictor(run.inputs["model"].path)
+    model = model.to(ranks.device)
+    autoencoder = load_autoencoder(run.inputs["autoencoder"].path).to(ranks.device)
+    schedule_settings = ScheduleSettings(**config["schedule"])
+    schedule = Schedule(schedule_settings.name, schedule_settings.shift)
+    times = sampling_times(settings, schedule, config)
+    condition = asked_condition(settings, model.config)
+    batches = torch.arange(settings.count).split(settings.batch)
+    mine = range(ranks.rank, len(batches), ranks.world)
+    parts: dict[int, dict[str, Tensor]] = {}
+    started = time.perf_counter()
+    for index in tqdm(mine, settings.name, unit="batch", disable=not ranks.is_main, dynamic_ncols=True):
+        asked = condition.rows(batches[index]).to(ranks.device)
+        denoiser = GuidedDenoiser(model, asked, settings.guidance, settings.path)
+        draw = generator(settings.seed, index, 0, "sampling")
+        noise = torch.randn(len(batches[index]), *config["latent_shape"], generator=draw).to(ranks.device)
+        precision = torch.autocast(ranks.device.type, torch.bfloat16, enabled=settings.precision == "bf16")
+        with torch.inference_mode(), precision:
+            if settings.sampler == "ddim":
+                latents = ddim(denoiser, noise, times, schedule, draw, settings.eta)
+            else:
+                latents = renoise(denoiser, noise, times, schedule, draw)
+            parts[index] = {"latents": latents.cpu(), "codes": denoiser.codes().int().cpu()}
+    seconds = time.perf_counter() - started
+    gathered = {index: part for share in ranks.gather(parts) for index, part in share.items()}
+    total = float(ranks.sum(torch.tensor(seconds, dtype=torch.float64, device=ranks.device)))
+    if ranks.is_main:
+        tensors = {
+            name: torch.cat([gathered[i][name] for i in range(len(batches))]) for name in ("latents", "codes")
+        }
+        labels = condition.label if condition.label is not None else torch.full((settings.count,), -1)
+        _write(run.directory, settings, tensors | {"labels": labels}, autoencoder)
+        calls = 1 if settings.guidance == 1 else 2
+        metadata = {
+            "name": settings.name, "path": settings.path, "guidance": settings.guidance, "steps": len(times),
+            "nfe": len(times) * calls, "count": settings.count, "seconds_per_clip": total / settings.count,
+            "codebook_size": model.config.size.quantizer.codebook_size, "classes": list(model.config.classes),
+            "parameters": sum(p.numel() for p in model.parameters()),
+        }  # fmt: skip
+        run.finish(digest_file(run.directory / "samples.safetensors"), metadata)
+    ranks.barrier()
+
+
+def _write(
+    directory: Path,
+    settings: SamplingSettings,
+    tensors: dict[str, Tensor],
+    autoencoder: CausalVideoAutoencoder,
+) -> None:
+    save_file(tensors, directory / "samples.safetensors")
+    device = next(autoencoder.parameters()).device
+    with torch.inference_mode():
+        decoded = autoencoder.decode(tensors["latents"][: settings.videos].to(device)).cpu()
+    videos = ((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    (directory / "videos").mkdir(exist_ok=True)
+    for index, video in enumerate(videos):
+        write_mp4(directory / "videos" / f"{index:05d}.mp4", video, settings.fps)
+    write_grid(directory, "grid", videos, settings.columns, settings.fps, settings.scale)

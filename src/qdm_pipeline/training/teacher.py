@@ -1,0 +1,161 @@
+"""The teacher: a many-step diffusion model that predicts clean latents directly and through a codebook."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from qdm_pipeline.configuration import require, settings
+from qdm_pipeline.diffusion.schedule import CURVES, Schedule
+from qdm_pipeline.distillation.denoising import Denoising
+from qdm_pipeline.models.predictor import PredictorConfig, PredictorSettings, QuantizedDiffusionPredictor
+from qdm_pipeline.randomness import batch_indices, generator
+from qdm_pipeline.ranks import Ranks
+from qdm_pipeline.training import conditions
+from qdm_pipeline.training.model_files import save_predictor
+from qdm_pipeline.training.optimizer import Ema, Optimizer, OptimizerSettings
+from qdm_pipeline.video.shards import ShardSet
+
+Precision = Literal["fp32", "bf16"]
+
+
+@settings
+class ScheduleSettings:
+    """A noise schedule and the range of times that training draws from."""
+
+    name: Literal["linear", "cosine", "flow"]
+    shift: float
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        require(self.name in CURVES, f"name: found {self.name!r}, allowed are {sorted(CURVES)}")
+        require(self.shift > 0, f"shift: found {self.shift}, must be above 0")
+        require(
+            0 <= self.low < self.high <= 1,
+            f"low, high: found {self.low}, {self.high}; need 0 <= low < high <= 1",
+        )
+
+
+@settings
+class TeacherSettings:
+    """How a teacher is trained."""
+
+    model: PredictorSettings
+    schedule: ScheduleSettings
+    optimizer: OptimizerSettings
+    condition: Literal["class", "caption", "none"]
+    condition_dropout: float  # share of samples trained without their condition, for guidance
+    quantization_weight: float
+    commitment_weight: float
+    weight_limit: float  # largest weight of a time step in the loss, see Schedule.velocity_weight
+    batch: int  # samples a rank and forward pass
+    accumulation: int  # forward passes an optimizer step
+    steps: int
+    ema: float
+    precision: Precision
+    seed: int
+    log_every: int
+    checkpoint_every: int
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "accumulation", "steps", "log_every", "checkpoint_every"):
+            require(getattr(self, name) >= 1, f"{name}: found {getattr(self, name)}, must be at least 1")
+        for name in ("condition_dropout", "quantization_weight", "ema"):
+            require(0 <= getattr(self, name) <= 1, f"{name}: found {getattr(self, name)}, must be in [0, 1]")
+
+
+class TeacherTask:
+    """One teacher in training; the interface is that of `training.loop.Task`."""
+
+    def __init__(self, settings: TeacherSettings, latents: ShardSet, ranks: Ranks) -> None:
+        self.settings, self.latents, self.ranks = settings, latents, ranks
+        self.steps, self.log_every = settings.steps, settings.log_every
+        self.checkpoint_every = settings.checkpoint_every
+        self.rows = latents.rows("train")
+        self.config = PredictorConfig(
+            size=settings.model,
+            latent_channels=latents.manifest["fields"]["latent"]["shape"][0],
+            **conditions.conditioning(latents, settings.condition),
+        )
+        self.condition = conditions.of_clips(latents, self.rows, self.config)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            self.model = QuantizedDiffusionPredictor(self.config).to(ranks.device)
+        schedule = settings.schedule
+        self.schedule = Schedule(schedule.name, schedule.shift)
+        self.loss = Denoising(
+            self.model,
+            self.schedule,
+            settings.weight_limit,
+            settings.quantization_weight,
+            settings.commitment_weight,
+        )
+        self.wrapped = ranks.wrap(self.loss)
+        self.optimizer = Optimizer(self.model, settings.optimizer, settings.steps)
+        self.ema = Ema(self.model, settings.ema)
+
+    def train_step(self, step: int) -> dict[str, float | Tensor]:
+        """One optimizer step on ``batch`` x ``accumulation`` clips a rank."""
+        settings, ranks = self.settings, self.ranks
+        draw = generator(settings.seed, step, ranks.rank, "teacher")
+        picked = batch_indices(
+            len(self.rows),
+            settings.batch * settings.accumulation,
+            settings.seed,
+            step,
+            ranks.rank,
+            ranks.world,
+        )
+        totals: dict[str, Tensor] = {}
+        for index, chunk in enumerate(picked.split(settings.batch)):
+            last = index + 1 == settings.accumulation
+            with nullcontext() if last else ranks.no_sync(self.wrapped):
+                losses = self._forward(chunk, draw)
+                (losses.total / settings.accumulation).backward()
+            for name, value in losses._asdict().items():
+                if value is not None:
+                    totals[name] = totals.get(name, 0) + value.detach() / settings.accumulation
+        norm = self.optimizer.step(step)
+        metrics: dict[str, float | Tensor] = {f"loss/{name}": value for name, value in totals.items()}
+        metrics["gradient_norm"] = norm
+        if settings.quantization_weight > 0:
+            metrics |= self.model.quantizer.commit(settings.seed, step, ranks.rank, ranks.world, ranks.sum)
+        self.ema.update(self.model, step)
+        return metrics
+
+    def _forward(self, chunk: Tensor, draw: torch.Generator) -> Any:
+        settings, device = self.settings, self.ranks.device
+        x0 = self.latents.gather("latent", self.rows[chunk]).to(device)
+        noise = torch.randn(x0.shape, generator=draw).to(device)
+        times = self.schedule.draw_times(len(x0), settings.schedule.low, settings.schedule.high, draw).to(
+            device
+        )
+        dropped = torch.rand(len(x0), generator=draw) < settings.condition_dropout
+        condition = self.condition.rows(chunk).dropped(dropped).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+            return self.wrapped(x0, noise, times, condition)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, codebook, optimizer and EMA: with the step, all that a resume needs."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.shadow,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.ema.shadow = state["ema"]
+
+    def export(self, directory: Path) -> dict[str, Any]:
+        """Write the averaged weights and the configuration that sampling needs."""
+        shape = self.latents.manifest["fields"]["latent"]["shape"]
+        save_predictor(
+            directory, self.config, self.ema.weights(self.model), self.settings.schedule, latent_shape=shape
+        )
+        return {"parameters": sum(p.numel() for p in self.model.parameters()), "steps": self.steps}
