@@ -84,7 +84,7 @@ def _own_signal_handlers() -> Iterator[None]:
 
 
 def _explain(run: Run, failures: dict[int, ProcessFailure]) -> Exception:
-    """One exception for all failed ranks, led by the first that raised: the others lost a peer or were stopped."""
+    """One exception for all failed ranks, led by the first that raised (the others lost a peer)."""
     raised = {rank: _details(failure) for rank, failure in failures.items() if _details(failure)}
     if not raised:
         return WorkerError(f"{run.kind}: {_summary(failures)}; settings in {run.file}")

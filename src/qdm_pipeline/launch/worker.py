@@ -1,7 +1,8 @@
-"""The worker's front door: ``python -m qdm_pipeline.launch.worker RUN.json``, started once per rank by the agent."""
+"""The worker's front door: ``python -m qdm_pipeline.launch.worker RUN.json``, started by the agent for each rank."""
 
 import ctypes
 import json
+import logging
 import os
 import signal
 import sys
@@ -51,6 +52,7 @@ def main(file: Path) -> None:
     die_with_parent()
     run = Run.read(file)
     ranks = Ranks.from_environment()
+    logging.basicConfig(level=logging.INFO if ranks.is_main else logging.WARNING, format="%(message)s")
     if ranks.device.type == "cpu":
         torch.set_num_threads(1)
     JOBS[run.kind](run, ranks)

@@ -1,0 +1,195 @@
+"""What happens around every ``kedro run``: inputs are checked first, and MLflow keeps the record."""
+
+import atexit
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from kedro.framework.context import KedroContext
+from kedro.framework.hooks import hook_impl
+from kedro.io import DataCatalog, DatasetError
+from kedro.pipeline import Pipeline
+
+from qdm_pipeline.configuration import plain
+from qdm_pipeline.errors import InputError
+from qdm_pipeline.launch.agent import WorkerError
+
+logger = logging.getLogger(__name__)
+
+EXPLAINED = (InputError, WorkerError)  # their message is the whole story; Kedro's stack adds nothing
+CHART = "workflowType=machine_learning&compareRunsMode=CHART"
+
+
+class InputHook:
+    """What a user can mend is said before anything is computed, and without a stack."""
+
+    @hook_impl
+    def after_context_created(self) -> None:
+        """From here on errors that explain themselves are printed as their message."""
+        previous = sys.excepthook
+
+        def show(kind: type[BaseException], error: BaseException, stack: TracebackType | None) -> None:
+            cause = error.__cause__ if isinstance(error, DatasetError) else error
+            if isinstance(cause, EXPLAINED):
+                print(f"{type(cause).__name__}: {cause}", file=sys.stderr)
+            else:
+                previous(kind, error, stack)
+
+        sys.excepthook = show
+
+    @hook_impl(tryfirst=True)
+    def before_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
+        """Raise what loading a missing input would raise, hours later perhaps."""
+        for name in sorted(pipeline.inputs()):
+            if not catalog.exists(name):
+                catalog.load(name)
+
+
+class MLflowHook:
+    """Every run is one MLflow run; once it has begun, trouble with MLflow is a warning and never ends it."""
+
+    @hook_impl
+    def after_context_created(self, context: KedroContext) -> None:
+        """Read ``mlflow.yml``."""
+        self._project = context.project_path
+        self._config = context.config_loader["mlflow"]
+        self._run_id: str | None = None
+
+    @hook_impl
+    def before_pipeline_run(
+        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
+    ) -> None:
+        """Open the MLflow run and tell the workers of this process about it."""
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        from mlflow import MlflowClient
+        from mlflow.entities import Param
+
+        self._catalog = catalog
+        uri = self._absolute(self._config["tracking_uri"])
+        self._client = MlflowClient(uri)
+        self._experiment = self._experiment_id(self._config["experiment"])
+        tags = {
+            **commit_tags(self._project),
+            "pipeline": _pipeline_name(run_params),
+            "env": str(run_params["env"]),
+        }
+        run = self._client.create_run(self._experiment, run_name=run_name(run_params), tags=tags)
+        self._run_id = run.info.run_id
+        params = flatten(
+            {
+                name.removeprefix("params:"): plain(catalog[name].load())
+                for name in sorted(pipeline.inputs())
+                if name.startswith("params:")
+            }
+        )
+        entities = [Param(key, str(value)) for key, value in params.items()]
+        for first in range(0, len(entities), 100):  # as many as MLflow takes at once
+            self._client.log_batch(self._run_id, params=entities[first : first + 100])
+        os.environ |= {"MLFLOW_TRACKING_URI": uri, "MLFLOW_RUN_ID": self._run_id}
+        atexit.register(self._end, "FAILED", "interrupted")  # Ctrl-C tells no hook
+
+    @hook_impl
+    def after_dataset_saved(self, dataset_name: str, data: Any) -> None:
+        """Log what the catalog marks: ``metadata.mlflow`` is ``metrics`` or the folder for an artifact."""
+        dataset: Any = self._catalog.get(dataset_name)
+        mark = (getattr(dataset, "metadata", None) or {}).get("mlflow")
+        if mark is None or self._run_id is None:
+            return
+        try:
+            if mark == "metrics":
+                for key, value in row_metrics(data).items():
+                    self._client.log_metric(self._run_id, key, value)
+            else:
+                self._client.log_artifact(self._run_id, str(dataset._filepath), mark)
+        except Exception as error:
+            logger.warning("MLflow did not take %s: %s", dataset_name, error)
+
+    @hook_impl
+    def after_pipeline_run(self) -> None:
+        """Close the MLflow run and say where to look at it."""
+        self._end("FINISHED")
+        logger.info("MLflow run: http://127.0.0.1:5000/#/experiments/%s/runs?%s", self._experiment, CHART)
+
+    @hook_impl
+    def on_pipeline_error(self, error: Exception) -> None:
+        """Mark the MLflow run as failed, and say why."""
+        self._end("FAILED", f"{type(error).__name__}: {error}")
+
+    def _end(self, status: str, error: str | None = None) -> None:
+        run_id, self._run_id = self._run_id, None
+        if run_id is None:
+            return
+        del os.environ["MLFLOW_RUN_ID"], os.environ["MLFLOW_TRACKING_URI"]
+        try:
+            if error is not None:
+                self._client.set_tag(run_id, "error", error[-5000:])
+            self._client.set_terminated(run_id, status)
+        except Exception as trouble:
+            logger.warning("MLflow did not take the end of the run: %s", trouble)
+
+    def _absolute(self, uri: str) -> str:
+        prefix = "sqlite:///"
+        return f"{prefix}{self._project / uri.removeprefix(prefix)}" if uri.startswith(prefix) else uri
+
+    def _experiment_id(self, name: str) -> str:
+        found = self._client.get_experiment_by_name(name)
+        if found is not None:
+            return found.experiment_id
+        local = self._config["tracking_uri"].startswith("sqlite:")
+        location = (self._project / self._config["artifacts"]).as_uri() if local else None
+        return self._client.create_experiment(name, artifact_location=location)
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted keys; lists become text."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def row_metrics(report: dict[str, Any]) -> dict[str, float]:
+    """The numbers of ``{"rows": [{"name": "teacher", "frechet": 1.0}]}`` as ``teacher/frechet``."""
+    return {
+        f"{row['name']}/{key}": float(value)
+        for row in report["rows"]
+        for key, value in row.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+
+
+def _pipeline_name(run_params: dict[str, Any]) -> str:
+    return " ".join(run_params["pipeline_names"] or ["all"])
+
+
+def run_name(run_params: dict[str, Any]) -> str:
+    """What was run and what was changed for it: ``train small distill.seed=1``."""
+    changed = [f"{key}={value}" for key, value in flatten(run_params["runtime_params"]).items()]
+    env = run_params["env"]
+    return " ".join([_pipeline_name(run_params), *([env] if env not in (None, "local") else []), *changed])
+
+
+def commit_tags(project: Path) -> dict[str, str]:
+    """The commit that the project stands at, and whether anything differs from it; nothing outside git."""
+
+    def git(*command: str) -> str | None:
+        done = subprocess.run(["git", *command], cwd=project, capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    try:
+        commit = git("rev-parse", "HEAD")
+    except FileNotFoundError:
+        return {}
+    if commit is None:
+        return {}
+    return {
+        "mlflow.source.git.commit": commit,
+        "git.changed": str(bool(git("status", "--porcelain"))).lower(),
+    }

@@ -1,0 +1,156 @@
+"""What MLflow is told about a run, on a tiny pipeline in memory."""
+
+import atexit
+import logging
+import os
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+from unittest.mock import Mock
+
+import pytest
+from kedro.framework.hooks.manager import _create_hook_manager
+from kedro.io import DataCatalog, DatasetError, MemoryDataset
+from kedro.pipeline import node, pipeline
+from kedro.runner import SequentialRunner
+from kedro_datasets.json import JSONDataset
+from mlflow import MlflowClient
+from mlflow.entities import Run as MLflowRun
+
+from qdm_pipeline.configuration import settings
+from qdm_pipeline.datasets import AnimationDataset, DirectoryDataset
+from qdm_pipeline.hooks import InputHook, MLflowHook, commit_tags, flatten, run_name
+from qdm_pipeline.ranks import Ranks
+from qdm_pipeline.run import Run
+from qdm_pipeline.training.trackers import open_tracker
+
+RUN_PARAMS = {"pipeline_names": ["train"], "env": "small", "runtime_params": {"teacher": {"seed": 3}}}
+
+
+@settings
+class Teacher:
+    rate: float
+    sizes: tuple[int, ...]
+
+
+def learn(teacher: Teacher, folder: Path, world_size: int) -> tuple[dict[str, Any], bytes]:
+    if teacher.rate == 0:
+        raise KeyboardInterrupt
+    if teacher.rate < 0:
+        raise ValueError("rate went [/down]")
+    tracker = open_tracker(Run("teacher", {}, {}, folder), Ranks())
+    for step in (1, 2):
+        tracker.log(step, {"loss": 1 / step})
+    tracker.close()
+    return {"rows": [{"name": "teacher", "frechet": 2.5, "accuracy": None, "note": "x"}]}, b"RIFF"
+
+
+WIRING = pipeline(
+    [node(learn, ["params:teacher", "folder", "params:world_size"], ["metrics", "grid"], name="learn")]
+)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One project for all tests of this file: making MLflow's tables takes seconds."""
+    folder = tmp_path_factory.mktemp("project")
+    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+    author = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    subprocess.run(["git", *author, "commit", "-q", "--allow-empty", "-m", "a"], cwd=folder, check=True)
+    return folder
+
+
+def run(project: Path, rate: float, folder: Path) -> MLflowRun:
+    hook = MLflowHook()
+    config = {"tracking_uri": "sqlite:///mlflow.db", "experiment": "e", "artifacts": "mlartifacts"}
+    hook.after_context_created(SimpleNamespace(project_path=project, config_loader={"mlflow": config}))
+    catalog = DataCatalog(
+        {
+            "params:teacher": MemoryDataset(Teacher(rate=rate, sizes=(1, 2))),
+            "params:world_size": MemoryDataset(2),
+            "params:other": MemoryDataset(7),
+            "folder": MemoryDataset(folder),
+            "metrics": JSONDataset(filepath=str(project / "m.json"), metadata={"mlflow": "metrics"}),
+            "grid": AnimationDataset(filepath=str(project / "g.webp"), metadata={"mlflow": "samples"}),
+        }
+    )
+    manager = _create_hook_manager()
+    manager.register(hook)
+    hook.before_pipeline_run(RUN_PARAMS, WIRING, catalog)
+    run_id = os.environ["MLFLOW_RUN_ID"]
+    try:
+        SequentialRunner().run(WIRING, catalog, manager)
+        hook.after_pipeline_run()
+    except ValueError as error:
+        hook.on_pipeline_error(error)
+    except KeyboardInterrupt:
+        at_exit = cast(Mock, atexit.register).call_args.args
+        at_exit[0](*at_exit[1:])
+    assert "MLFLOW_RUN_ID" not in os.environ
+    return MlflowClient(f"sqlite:///{project}/mlflow.db").get_run(run_id)
+
+
+def test_a_finished_run_is_recorded(project: Path, tmp_path: Path) -> None:
+    record = run(project, 0.1, tmp_path)
+    assert record.info.status == "FINISHED"
+    assert record.info.run_name == "train small teacher.seed=3"
+    assert record.data.params == {"teacher.rate": "0.1", "teacher.sizes": "[1, 2]", "world_size": "2"}
+    assert record.data.metrics == {"teacher/frechet": 2.5, "teacher/loss": 0.5}
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=project, capture_output=True, text=True, check=True
+    )
+    assert record.data.tags["mlflow.source.git.commit"] == head.stdout.strip()
+    client = MlflowClient(f"sqlite:///{project}/mlflow.db")
+    assert [file.path for file in client.list_artifacts(record.info.run_id, "samples")] == ["samples/g.webp"]
+    curve = client.get_metric_history(record.info.run_id, "teacher/loss")
+    assert [(point.step, point.value) for point in curve] == [(1, 1.0), (2, 0.5)]
+
+
+def test_a_failed_run_says_why(project: Path, tmp_path: Path) -> None:
+    record = run(project, -1.0, tmp_path)
+    assert record.info.status == "FAILED"
+    assert record.data.tags["error"] == "ValueError: rate went [/down]"
+
+
+def test_an_interrupted_run_is_failed_when_the_process_ends(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(atexit, "register", Mock())
+    record = run(project, 0.0, tmp_path)
+    assert record.info.status == "FAILED"
+    assert record.data.tags["error"] == "interrupted"
+
+
+def test_metrics_of_before_an_interruption_come_first(project: Path, tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "loss": 4.0}\n{"step": 1, "lo')
+    record = run(project, 0.1, tmp_path)
+    client = MlflowClient(f"sqlite:///{project}/mlflow.db")
+    curve = client.get_metric_history(record.info.run_id, "teacher/loss")
+    assert [point.step for point in curve] == [0, 1, 2]
+    assert [row["step"] for row in Run("teacher", {}, {}, tmp_path).metrics()] == [0, 1, 2]
+
+
+def test_trouble_with_mlflow_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr("qdm_pipeline.training.trackers.BATCH", 1)
+    with caplog.at_level(logging.WARNING, logger="qdm_pipeline"):
+        learn(Teacher(rate=1.0, sizes=()), tmp_path, 1)
+    assert [record.message.split(" (")[0] for record in caplog.records] == ["MLflow does not take metrics"]
+    assert len(Run("teacher", {}, {}, tmp_path).metrics()) == 2
+
+
+def test_a_missing_input_stops_the_run_before_it_starts(tmp_path: Path) -> None:
+    catalog = DataCatalog({"folder": DirectoryDataset(path=str(tmp_path / "no"), must_exist=True)})
+    with pytest.raises(DatasetError, match="no: no such folder"):
+        InputHook().before_pipeline_run(pipeline([node(len, "folder", "size", name="count")]), catalog)
+
+
+def test_names_and_tags(tmp_path: Path) -> None:
+    assert run_name({"pipeline_names": None, "env": None, "runtime_params": {}}) == "all"
+    assert flatten({"a": {"b": 1, "c": [2]}, "d": None}) == {"a.b": 1, "a.c": [2], "d": None}
+    assert commit_tags(tmp_path) == {}
