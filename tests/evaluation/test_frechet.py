@@ -65,9 +65,7 @@ def test_fewer_samples_than_dimensions(count: int) -> None:
     a, b = moments(x), moments(y)
     product = (x - x.mean(0)) @ (y - y.mean(0)).T
     root = torch.linalg.matrix_norm(product, "nuc") / ((count - 1) * 39) ** 0.5
-    expected = (
-        (a.mean - b.mean).square().sum() + a.covariance().trace() + b.covariance().trace() - 2 * root
-    )
+    expected = (a.mean - b.mean).square().sum() + a.covariance().trace() + b.covariance().trace() - 2 * root
     assert frechet_distance(a, b) == pytest.approx(float(expected), rel=1e-7)
 
 
