@@ -20,7 +20,6 @@ from qdm_pipeline.launch.agent import WorkerError
 
 logger = logging.getLogger(__name__)
 
-EXPLAINED = (InputError, WorkerError)  # their message is the whole story; Kedro's stack adds nothing
 CHART = "workflowType=machine_learning&compareRunsMode=CHART"
 
 
@@ -34,8 +33,10 @@ class InputHook:
 
         def show(kind: type[BaseException], error: BaseException, stack: TracebackType | None) -> None:
             cause = error.__cause__ if isinstance(error, DatasetError) else error
-            if isinstance(cause, EXPLAINED):
+            if isinstance(cause, InputError):
                 print(f"{type(cause).__name__}: {cause}", file=sys.stderr)
+            elif isinstance(cause, WorkerError):  # the failed node has shown the rest
+                print(f"{type(cause).__name__}: {str(cause).splitlines()[0]}", file=sys.stderr)
             else:
                 previous(kind, error, stack)
 
@@ -64,10 +65,11 @@ class MLflowHook:
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
     ) -> None:
         """Open the MLflow run and tell the workers of this process about it."""
-        logging.getLogger("alembic").setLevel(logging.WARNING)
         from mlflow import MlflowClient
         from mlflow.entities import Param
 
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.WARNING)
         self._catalog = catalog
         uri = self._absolute(self._config["tracking_uri"])
         self._client = MlflowClient(uri)

@@ -1,4 +1,4 @@
-"""Kedro's door: every parameter is validated by the type hint of the node that takes it, before any node runs.
+"""Kedro's door: a parameter is validated by the type hint of the node that takes it, before any node runs.
 
 Kedro's own validation neither builds nested dataclasses nor says which file is wrong.
 """

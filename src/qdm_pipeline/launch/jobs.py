@@ -2,8 +2,70 @@
 
 from collections.abc import Callable
 
+from qdm_pipeline.configuration import build
 from qdm_pipeline.ranks import Ranks
 from qdm_pipeline.run import Run
+from qdm_pipeline.video.shards import ShardSet
 
 
-JOBS: dict[str, Callable[[Run, Ranks], None]] = {}
+def train_autoencoder(run: Run, ranks: Ranks) -> None:
+    """Clips to the video autoencoder."""
+    from qdm_pipeline.training.loop import train
+    from qdm_pipeline.video.autoencoder_task import AutoencoderSettings, AutoencoderTask
+
+    settings = build(AutoencoderSettings, run.settings)
+    train(AutoencoderTask(settings, ShardSet(run.inputs["clips"].path), ranks), run, ranks)
+
+
+def encode_clips(run: Run, ranks: Ranks) -> None:
+    """Clips to latents."""
+    from qdm_pipeline.video.autoencoder import load_autoencoder
+    from qdm_pipeline.video.encode import EncodeSettings, encode_latents
+
+    clips, autoencoder = ShardSet(run.inputs["clips"].path), load_autoencoder(run.inputs["autoencoder"].path)
+    encode_latents(build(EncodeSettings, run.settings), clips, autoencoder, ranks, run)
+
+
+def train_classifier(run: Run, ranks: Ranks) -> None:
+    """Clips to the classifier whose features judge samples."""
+    from qdm_pipeline.evaluation.classifier_task import ClassifierSettings, ClassifierTask
+    from qdm_pipeline.training.loop import train
+
+    settings = build(ClassifierSettings, run.settings)
+    train(ClassifierTask(settings, ShardSet(run.inputs["clips"].path), ranks), run, ranks)
+
+
+def train_teacher(run: Run, ranks: Ranks) -> None:
+    """Latents to the many-step teacher."""
+    from qdm_pipeline.training.loop import train
+    from qdm_pipeline.training.teacher import TeacherSettings, TeacherTask
+
+    settings = build(TeacherSettings, run.settings)
+    train(TeacherTask(settings, ShardSet(run.inputs["latents"].path), ranks), run, ranks)
+
+
+def distill_student(run: Run, ranks: Ranks) -> None:
+    """Teacher and latents to the few-step student."""
+    from qdm_pipeline.training.distill import DistillSettings, DistillTask
+    from qdm_pipeline.training.loop import train
+
+    settings = build(DistillSettings, run.settings)
+    teacher, latents = run.inputs["teacher"].path, ShardSet(run.inputs["latents"].path)
+    train(DistillTask(settings, teacher, latents, ranks), run, ranks)
+
+
+def sample_model(run: Run, ranks: Ranks) -> None:
+    """A teacher or student to samples."""
+    from qdm_pipeline.training.sampling import sample
+
+    sample(run, ranks)
+
+
+JOBS: dict[str, Callable[[Run, Ranks], None]] = {
+    "autoencoder": train_autoencoder,
+    "latents": encode_clips,
+    "classifier": train_classifier,
+    "teacher": train_teacher,
+    "student": distill_student,
+    "samples": sample_model,
+}

@@ -1,4 +1,4 @@
-"""The worker's front door: ``python -m qdm_pipeline.launch.worker RUN.json``, started by the agent for each rank."""
+"""The worker's front door: ``python -m qdm_pipeline.launch.worker RUN.json``, once for each rank."""
 
 import ctypes
 import json

@@ -1,0 +1,1 @@
+"""Measurements against peers and floors: ``make bench SUBJECT=shards`` and the like."""

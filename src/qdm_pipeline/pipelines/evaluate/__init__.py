@@ -1,0 +1,1 @@
+"""Samples to numbers and a report."""

@@ -1,0 +1,48 @@
+"""Videos to clips, clips to an autoencoder, both to latents."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from qdm_pipeline.handle import Handle
+from qdm_pipeline.launch.agent import run_job
+from qdm_pipeline.run import Run
+from qdm_pipeline.video.autoencoder import load_autoencoder, to_float, to_uint8
+from qdm_pipeline.video.autoencoder_task import AutoencoderSettings
+from qdm_pipeline.video.clips import ClipSettings, make_clips
+from qdm_pipeline.video.encode import EncodeSettings
+from qdm_pipeline.video.folder import videos_handle
+from qdm_pipeline.video.media import write_grid
+from qdm_pipeline.video.shards import ShardSet
+
+SHOWN = 8  # clips in the preview
+
+
+def cut_clips(settings: ClipSettings, folder: Path, runs: Path) -> Handle:
+    """Decode the videos of ``folder`` into clips of one length, size and rate."""
+    run = Run.create("clips", settings, {"videos": videos_handle(folder)}, runs)
+    return run.result() or make_clips(settings, folder, run)
+
+
+def train_autoencoder(settings: AutoencoderSettings, clips: Handle, runs: Path, world_size: int) -> Handle:
+    """Train the video autoencoder on the train split."""
+    return run_job(Run.create("autoencoder", settings, {"clips": clips}, runs), world_size)
+
+
+def encode_clips(settings: EncodeSettings, clips: Handle, autoencoder: Handle, runs: Path) -> Handle:
+    """Encode every clip once, into shards of latents."""
+    return run_job(Run.create("latents", settings, {"clips": clips, "autoencoder": autoencoder}, runs), 1)
+
+
+def show_reconstructions(clips: Handle, autoencoder: Handle) -> bytes:
+    """An animation of test clips (above) and what the autoencoder makes of them (below)."""
+    shards = ShardSet(clips.path)
+    video = shards.gather("video", shards.rows("test")[:SHOWN])
+    model = load_autoencoder(autoencoder.path)
+    with torch.inference_mode():
+        decoded = to_uint8(model.decode(model.encode(to_float(video))))
+    with TemporaryDirectory() as folder:
+        fps = round(shards.manifest["fps"])
+        write_grid(Path(folder), "grid", torch.cat([video, decoded]), len(video), fps, scale=2)
+        return (Path(folder) / "grid.webp").read_bytes()

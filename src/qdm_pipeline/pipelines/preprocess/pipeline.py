@@ -1,0 +1,34 @@
+"""Wiring of ``preprocess``."""
+
+from kedro.pipeline import Pipeline, node, pipeline
+
+from qdm_pipeline.pipelines.preprocess import nodes
+
+
+def create_pipeline() -> Pipeline:
+    """Raw videos to clips, autoencoder and latents."""
+    return pipeline(
+        [
+            node(nodes.cut_clips, ["params:clips", "raw_videos", "clip_runs"], "clips", name="cut_clips"),
+            node(
+                nodes.train_autoencoder,
+                ["params:autoencoder", "clips", "model_runs", "params:world_size"],
+                "autoencoder",
+                name="train_autoencoder",
+            ),
+            node(
+                nodes.encode_clips,
+                ["params:encode", "clips", "autoencoder", "latent_runs"],
+                "latents",
+                name="encode_clips",
+            ),
+            node(
+                nodes.show_reconstructions,
+                ["clips", "autoencoder"],
+                "reconstructions",
+                name="show_reconstructions",
+            ),
+        ],
+        namespace="preprocess",
+        prefix_datasets_with_namespace=False,
+    )

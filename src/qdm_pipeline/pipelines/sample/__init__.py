@@ -1,0 +1,1 @@
+"""Models to videos and token ids."""

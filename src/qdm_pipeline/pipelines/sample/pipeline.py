@@ -1,0 +1,30 @@
+"""Wiring of ``sample``."""
+
+from kedro.pipeline import Node, Pipeline, node, pipeline
+
+from qdm_pipeline.pipelines.sample.nodes import sample_model
+
+SAMPLES = {  # name of the samples (and of their parameters): the model they are drawn from
+    "teacher_samples": "teacher",
+    "teacher_quantized_samples": "teacher",
+    "teacher_few_step_samples": "teacher",
+    "student_samples": "student",
+}
+
+
+def create_pipeline() -> Pipeline:
+    """All samples that the evaluation compares."""
+    return pipeline(
+        [_sampling(samples, model) for samples, model in SAMPLES.items()],
+        namespace="sample",
+        prefix_datasets_with_namespace=False,
+    )
+
+
+def _sampling(samples: str, model: str) -> Node:
+    return node(
+        sample_model,
+        [f"params:{samples}", model, "autoencoder", "sample_runs", "params:world_size"],
+        [samples, f"{samples}_grid"],
+        name=f"sample_{samples.removesuffix('_samples')}",
+    )

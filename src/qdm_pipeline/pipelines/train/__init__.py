@@ -1,0 +1,1 @@
+"""Latents to a teacher, and the teacher to a few-step student."""
