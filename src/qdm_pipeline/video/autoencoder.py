@@ -40,7 +40,7 @@ class Block(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(width)
+        self.norm = nn.RMSNorm(width, elementwise_affine=False)
         self.space = nn.Conv2d(width, width, 3, padding=1).to(memory_format=torch.channels_last)
         self.time = nn.Linear(3 * width, width)  # a convolution over time as one matrix product
         nn.init.zeros_(self.time.weight)
@@ -63,7 +63,7 @@ class Residual(nn.Module):
         self.linear = nn.Linear(inputs, outputs)
         self.lift = nn.Linear(inputs, width)
         self.blocks = nn.Sequential(*(Block(width) for _ in range(blocks)))
-        self.norm = nn.RMSNorm(width)
+        self.norm = nn.RMSNorm(width, elementwise_affine=False)
         self.head = nn.Linear(width, outputs)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -111,9 +111,10 @@ class CausalVideoAutoencoder(nn.Module):
         raw = rearrange(latents, "b c t h w -> b t h w c") * self.std + self.mean
         return self.unpatchify(self.decoder(raw))
 
-    def forward(self, video: Tensor, noise: Tensor) -> Tensor:
-        """Reconstruction of ``video`` from its latents plus ``noise`` [B, T', H', W', C]: what is trained."""
-        return self.unpatchify(self.decoder(self.encoder(self.patchify(video)) + noise))
+    def forward(self, video: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """For training: the reconstruction from latents plus ``noise`` [B, T', H', W', C], and those latents."""
+        latents = self.encoder(self.patchify(video))
+        return self.unpatchify(self.decoder(latents + noise)), latents
 
     def patchify(self, video: Tensor) -> Tensor:
         """[B, 3, T, H, W] -> [B, T', H', W', values of a patch]."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
+from av.video.reformatter import Interpolation, VideoReformatter
 from torch import Tensor
 
 
@@ -27,8 +28,9 @@ def decode_frames(path: Path, size: int, fps: float) -> Iterator[Tensor]:
             if not container.streams.video:
                 raise BadVideo("no video stream")
             container.streams.video[0].codec_context.thread_count = 1
+            reformatter = VideoReformatter()  # one for the file: setting one up costs more than a small frame
             for frame in _at_rate(container, Fraction(fps).limit_denominator(100_000)):
-                yield _resize_crop(frame, size)
+                yield _resize_crop(frame, size, reformatter)
     except av.error.FFmpegError as error:
         raise BadVideo(f"unreadable ({error.strerror})") from error
 
@@ -61,10 +63,11 @@ def _at_rate(container: av.container.InputContainer, fps: Fraction) -> Iterator[
         emitted += 1
 
 
-def _resize_crop(frame: av.VideoFrame, size: int) -> Tensor:
+def _resize_crop(frame: av.VideoFrame, size: int, reformatter: VideoReformatter) -> Tensor:
     scale = size / min(frame.width, frame.height)
     width, height = max(size, round(frame.width * scale)), max(size, round(frame.height * scale))
-    image = frame.reformat(width, height, "rgb24", interpolation="BICUBIC").to_ndarray()
+    scaled = reformatter.reformat(frame, width, height, "rgb24", interpolation=Interpolation.BICUBIC)
+    image = scaled.to_ndarray()
     top, left = (height - size) // 2, (width - size) // 2
     cropped = np.ascontiguousarray(image[top : top + size, left : left + size].transpose(2, 0, 1))
     return torch.from_numpy(cropped)

@@ -1,0 +1,145 @@
+"""Training of the `CausalVideoAutoencoder` on the train split of the clips."""
+
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from qdm_pipeline.configuration import require, settings
+from qdm_pipeline.randomness import batch_indices, generator
+from qdm_pipeline.ranks import Ranks
+from qdm_pipeline.video.autoencoder import AutoencoderConfig, CausalVideoAutoencoder, to_float
+from qdm_pipeline.video.shards import ShardSet
+
+PCA_CLIPS = 512
+STATISTICS_CLIPS = 8192
+EXPORT_BATCH = 64
+
+
+@settings
+class AutoencoderSettings:
+    """The autoencoder and its training; the learning rate warms up, then falls to 0 as half a cosine.
+
+    ``latent_noise`` and ``kl_weight`` make it a variational autoencoder whose posterior has that standard
+    deviation everywhere: latents that a generator, or a code, gets a little wrong still decode well.
+    """
+
+    model: AutoencoderConfig
+    latent_noise: float
+    kl_weight: float
+    precision: Literal["fp32", "bf16"]
+    steps: int
+    batch_per_rank: int
+    learning_rate: float
+    warmup: int
+    weight_decay: float
+    clip: float  # largest norm of the gradient
+    log_every: int
+    checkpoint_every: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_per_rank", "log_every", "checkpoint_every"):
+            found = getattr(self, name)
+            require(found >= 1, f"autoencoder {name}: found {found}, must be at least 1")
+        require(self.learning_rate > 0, f"autoencoder learning_rate: found {self.learning_rate}, must be positive")
+        require(self.latent_noise >= 0, f"autoencoder latent_noise: found {self.latent_noise}, must not be negative")
+        require(self.kl_weight >= 0, f"autoencoder kl_weight: found {self.kl_weight}, must not be negative")
+        require(self.clip > 0, f"autoencoder clip: found {self.clip}, must be positive")
+        require(self.warmup >= 0, f"autoencoder warmup: found {self.warmup}, must not be negative")
+
+
+class AutoencoderTask:
+    """Least squared error of the reconstruction; see `training.loop` for the protocol."""
+
+    def __init__(self, settings: AutoencoderSettings, clips: ShardSet, ranks: Ranks) -> None:
+        """Start as the PCA of some training clips; `InputError` if the clips' size does not fit the model."""
+        self.settings, self.clips, self.ranks = settings, clips, ranks
+        self.steps = settings.steps
+        self.log_every, self.checkpoint_every = settings.log_every, settings.checkpoint_every
+        self.rows = clips.rows("train")
+        torch.manual_seed(settings.seed)
+        self.model = CausalVideoAutoencoder(settings.model)
+        self.grid = self.model.latent_shape(*clips.manifest["fields"]["video"]["shape"][1:])[1:]
+        self.model.start_as_pca(self._videos(self._subset(self.rows, PCA_CLIPS)))
+        self.model.to(ranks.device)
+        self.wrapped = ranks.wrap(self.model)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), betas=(0.9, 0.99), weight_decay=settings.weight_decay
+        )
+
+    def train_step(self, step: int) -> dict[str, float | Tensor]:
+        """One step; ``error`` is the squared error of pixels in [-1, 1], ``kl`` that of a latent in nats."""
+        s, ranks = self.settings, self.ranks
+        chosen = batch_indices(len(self.rows), s.batch_per_rank, s.seed, step, ranks.rank, ranks.world)
+        video = self._videos(self.rows[chosen]).to(ranks.device)
+        draw = generator(s.seed, step, ranks.rank, "autoencoder noise")
+        noise = s.latent_noise * torch.randn(len(video), *self.grid, s.model.latent_channels, generator=draw)
+        with torch.autocast(ranks.device.type, torch.bfloat16, enabled=s.precision == "bf16"):
+            reconstruction, latents = self.wrapped(video, noise.to(ranks.device))
+        error = (reconstruction.float() - video).square().mean()
+        kl = latents.float().square().mean() / 2  # up to what only the fixed deviation adds
+        (error + s.kl_weight * kl).backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), s.clip, error_if_nonfinite=True)
+        rate = self._rate(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return {"error": error.detach(), "kl": kl.detach(), "gradient_norm": norm, "learning_rate": rate}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What an exact resume needs."""
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def export(self, directory: Path) -> dict[str, Any]:
+        """Measure the latents' statistics on the train split and write the model; returns ``psnr`` by split."""
+        self.model.eval()
+        self._measure_latents()
+        self.model.save(directory)
+        held_out = {split: self._psnr(self.clips.rows(split)) for split in ("validation", "test")}
+        return {"psnr": held_out, "latent_channels": self.settings.model.latent_channels}
+
+    def _rate(self, step: int) -> float:
+        s = self.settings
+        warm = min(1.0, (step + 1) / (s.warmup + 1))
+        return s.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / s.steps))
+
+    def _subset(self, rows: Tensor, count: int) -> Tensor:
+        draw = generator(self.settings.seed, 0, 0, "autoencoder subset")  # the same rows on every rank
+        return rows[torch.randperm(len(rows), generator=draw)[:count]]
+
+    def _videos(self, rows: Tensor) -> Tensor:
+        return to_float(self.clips.gather("video", rows))
+
+    @torch.inference_mode()
+    def _measure_latents(self) -> None:
+        """Set the model's mean and std so that its latents have mean 0 and std 1 per channel."""
+        count = 0
+        total = torch.zeros(2, self.settings.model.latent_channels, dtype=torch.float64)
+        self.model.mean.zero_()
+        self.model.std.fill_(1)
+        for rows in self._subset(self.rows, STATISTICS_CLIPS).split(EXPORT_BATCH):
+            latents = self.model.encode(self._videos(rows).to(self.ranks.device)).double().cpu()
+            total += torch.stack([latents.sum((0, 2, 3, 4)), latents.square().sum((0, 2, 3, 4))])
+            count += latents[:, 0].numel()
+        mean, square = total / count
+        self.model.mean.copy_(mean)
+        self.model.std.copy_((square - mean.square()).sqrt())
+
+    @torch.inference_mode()
+    def _psnr(self, rows: Tensor) -> float:
+        """PSNR in dB of the mean squared error of all pixels of the clips at ``rows``, clamped to [-1, 1]."""
+        total, count = 0.0, 0
+        for part in rows.split(EXPORT_BATCH):
+            video = self._videos(part).to(self.ranks.device)
+            error = self.model.decode(self.model.encode(video)).clamp(-1, 1) - video
+            total, count = total + float(error.double().square().sum()), count + error.numel()
+        return 10 * math.log10(4 * count / max(total, 1e-12))
