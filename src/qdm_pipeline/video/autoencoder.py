@@ -40,7 +40,7 @@ class Block(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(width, elementwise_affine=False)
+        self.norm = nn.RMSNorm(width)
         self.space = nn.Conv2d(width, width, 3, padding=1).to(memory_format=torch.channels_last)
         self.time = nn.Linear(3 * width, width)  # a convolution over time as one matrix product
         nn.init.zeros_(self.time.weight)
@@ -63,7 +63,7 @@ class Residual(nn.Module):
         self.linear = nn.Linear(inputs, outputs)
         self.lift = nn.Linear(inputs, width)
         self.blocks = nn.Sequential(*(Block(width) for _ in range(blocks)))
-        self.norm = nn.RMSNorm(width, elementwise_affine=False)
+        self.norm = nn.RMSNorm(width)
         self.head = nn.Linear(width, outputs)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
