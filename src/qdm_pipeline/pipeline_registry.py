@@ -10,7 +10,7 @@ from qdm_pipeline.pipelines.train.pipeline import create_pipeline as train
 
 
 def register_pipelines() -> dict[str, Pipeline]:
-    """``__default__`` is all from videos to the report; ``teacher`` and ``distill`` are the halves of ``train``."""
+    """All pipelines; ``teacher`` and ``distill`` are the halves of ``train``."""
     halves = {name: train().only_nodes_with_tags(name) for name in ("teacher", "distill")}
     parts = {"preprocess": preprocess(), "train": train(), "sample": sample(), "evaluate": evaluate()}
     return {"__default__": sum(parts.values(), Pipeline([])), "demo_data": demo_data(), **parts, **halves}

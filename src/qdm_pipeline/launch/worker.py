@@ -62,4 +62,9 @@ def main(file: Path) -> None:
 
 
 if __name__ == "__main__":
-    record(main, _ErrorFile())(Path(sys.argv[1]))
+    try:
+        record(main, _ErrorFile())(Path(sys.argv[1]))
+    except Exception:
+        if "TORCHELASTIC_ERROR_FILE" not in os.environ:
+            raise
+        sys.exit(1)  # the agent reads the error file and shows the stack of the rank that failed first
