@@ -92,7 +92,7 @@ def test_random_blocks_are_equal_in_size_and_do_not_follow_the_order() -> None:
 
 
 def test_the_interval_covers_another_draw_of_the_same_size() -> None:
-    """95 % of the intervals hold the mean distance over many draws; 60 draws tell that from a wrong formula."""
+    """95 % of intervals hold the mean over many draws; 60 draws tell that from a wrong formula."""
     scale = torch.linspace(0.5, 1.5, 6)
     estimates = []
     for seed in range(60):

@@ -1,1 +1,1 @@
-"""How good are the samples: Fréchet distance, accuracy of the asked class, use of the codebook, and the report."""
+"""How good are the samples: Fréchet distance, accuracy of the asked class, use of the codebook, report."""

@@ -1,5 +1,6 @@
 """Training of the `VideoClassifier` on the train split of the clips."""
 
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,22 @@ from qdm_pipeline.configuration import require, settings
 from qdm_pipeline.evaluation.features import TRANSFORMS, ClassifierConfig, VideoClassifier, save_classifier
 from qdm_pipeline.randomness import batch_indices, generator
 from qdm_pipeline.ranks import Ranks
+from qdm_pipeline.video.autoencoder import to_float
 from qdm_pipeline.video.shards import ShardSet
+
+logger = logging.getLogger(__name__)
+
+FIRST_CLIPS = 128  # that set the scales of the layers
+EXPORT_BATCH = 100
 
 
 @settings
 class ClassifierSettings:
-    """How large a classifier to train, and how. The learning rate warms up over 5 % of the steps, then falls to 0."""
+    """Classifier and training; the learning rate warms up over 5 % of the steps, then falls as half a cosine.
+
+    transformed: share of the clips of a batch that are reversed, shuffled or turned upside down.
+    max_shift (pixels), brightness (intensities times 1 ± this): augmentation that no label minds.
+    """
 
     width: int
     features: int
@@ -25,33 +36,27 @@ class ClassifierSettings:
     batch_per_rank: int
     learning_rate: float
     weight_decay: float
-    transformed: float  # share of the clips of a batch that are reversed, shuffled or turned upside down
-    max_shift: int  # augmentation: pixels
-    brightness: float  # augmentation: intensities are multiplied by 1 ± this
+    transformed: float
+    max_shift: int
+    brightness: float
     log_every: int
     checkpoint_every: int
     seed: int
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_per_rank", "log_every", "checkpoint_every"):
-            require(
-                getattr(self, name) >= 1,
-                f"classifier {name}: found {getattr(self, name)}, must be at least 1",
-            )
-        require(
-            self.learning_rate > 0, f"classifier learning_rate: found {self.learning_rate}, must be positive"
-        )
-        require(
-            0 < self.transformed < 1, f"classifier transformed: found {self.transformed}, must lie in (0, 1)"
-        )
+        for name in ("width", "steps", "batch_per_rank", "log_every", "checkpoint_every"):
+            found = getattr(self, name)
+            require(found >= 1, f"classifier {name}: found {found}, must be at least 1")
+        rate, share, gain = self.learning_rate, self.transformed, self.brightness
+        require(self.features >= 2, f"classifier features: found {self.features}, must be at least 2")
+        require(rate > 0, f"classifier learning_rate: found {rate}, must be positive")
+        require(0 < share < 1, f"classifier transformed: found {share}, must lie in (0, 1)")
         require(self.max_shift >= 0, f"classifier max_shift: found {self.max_shift}, must not be negative")
-        require(
-            0 <= self.brightness < 1, f"classifier brightness: found {self.brightness}, must lie in [0, 1)"
-        )
+        require(0 <= gain < 1, f"classifier brightness: found {gain}, must lie in [0, 1)")
 
 
-class _WithTransforms(nn.Module):
-    """Both heads in one forward pass, as gradient averaging over ranks wants it."""
+class _BothHeads(nn.Module):
+    """All parameters in one forward pass, as averaging gradients over ranks wants it."""
 
     def __init__(self, model: VideoClassifier) -> None:
         super().__init__()
@@ -70,69 +75,43 @@ class ClassifierTask:
 
     def __init__(self, settings: ClassifierSettings, clips: ShardSet, ranks: Ranks) -> None:
         self.settings, self.clips, self.ranks = settings, clips, ranks
-        self.steps, self.log_every, self.checkpoint_every = (
-            settings.steps,
-            settings.log_every,
-            settings.checkpoint_every,
-        )
+        self.steps = settings.steps
+        self.log_every, self.checkpoint_every = settings.log_every, settings.checkpoint_every
         self.rows = clips.rows("train")
         self.labels = torch.tensor([-1 if label is None else label for label in clips.column("label")])
-        seen = set(self.labels[self.rows].tolist()) - {-1}
-        classes = tuple(clips.manifest["classes"]) if len(seen) > 1 else ()
+        classes: tuple[str, ...] = ()
+        if len(self.labels[self.rows].unique()) - int((self.labels[self.rows] < 0).any()) >= 2:
+            classes = tuple(clips.manifest["classes"])
+        elif ranks.is_main:
+            logger.warning(
+                "%s: no two classes to learn; features come from self-supervision, accuracy is not measured",
+                clips.directory,
+            )
         torch.manual_seed(settings.seed)
-        self.model = VideoClassifier(
-            ClassifierConfig(width=settings.width, features=settings.features, classes=classes)
-        ).to(ranks.device)
-        first = clips.gather("video", self.rows[batch_indices(len(self.rows), 128, settings.seed, 0, 0, 1)])
-        self.model.fit_scales(first.to(ranks.device) / 127.5 - 1)
-        self.wrapped = ranks.wrap(_WithTransforms(self.model))
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-        )
+        config = ClassifierConfig(width=settings.width, features=settings.features, classes=classes)
+        self.model = VideoClassifier(config).to(ranks.device)
+        first = batch_indices(len(self.rows), FIRST_CLIPS, settings.seed, 0, 0, 1)  # the same on every rank
+        self.model.fit_scales(to_float(clips.gather("video", self.rows[first])).to(ranks.device))
+        self.wrapped = ranks.wrap(_BothHeads(self.model))
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), weight_decay=settings.weight_decay)
 
     def train_step(self, step: int) -> dict[str, float | Tensor]:
-        """One step; the losses and accuracies are those of this rank's batch."""
+        """One step; losses in nats, accuracies as shares of this rank's batch."""
         video, labels, transforms = (part.to(self.ranks.device) for part in self._batch(step))
         logits, transform_logits = self.wrapped(video)
-        transform_loss = F.cross_entropy(transform_logits, transforms)
-        metrics: dict[str, float | Tensor] = {"transform_loss": transform_loss.detach()}
-        metrics["transform_accuracy"] = (transform_logits.argmax(1) == transforms).float().mean()
-        loss = transform_loss
+        loss, accuracy = _score(transform_logits, transforms)
+        metrics = {"transform_loss": loss.detach(), "transform_accuracy": accuracy}
         if self.model.config.classes:
-            known = (transforms == 0) & (labels >= 0)
-            class_loss = F.cross_entropy(logits[known], labels[known])
+            class_loss, accuracy = _score(logits, labels.where(transforms == 0, -1))
+            metrics |= {"class_loss": class_loss.detach(), "class_accuracy": accuracy}
             loss = loss + class_loss
-            metrics["class_loss"] = class_loss.detach()
-            metrics["class_accuracy"] = (logits[known].argmax(1) == labels[known]).float().mean()
-        rate = _rate(step, self.settings)
+        rate = self._rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        return {**metrics, "loss": loss.detach(), "learning_rate": rate}
-
-    def _batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Augmented clips float [B, 3, T, H, W] in [-1, 1], their labels [B] and transforms [B]."""
-        settings, ranks = self.settings, self.ranks
-        rows = self.rows[
-            batch_indices(
-                len(self.rows), settings.batch_per_rank, settings.seed, step, ranks.rank, ranks.world
-            )
-        ]
-        draw = generator(settings.seed, step, ranks.rank, "classifier augmentation")
-        transforms = torch.randint(1, len(TRANSFORMS), (len(rows),), generator=draw)
-        transforms[torch.rand(len(rows), generator=draw) >= settings.transformed] = 0
-        shifts = torch.randint(-settings.max_shift, settings.max_shift + 1, (len(rows), 2), generator=draw)
-        gains = 1 + settings.brightness * (2 * torch.rand(len(rows), generator=draw) - 1)
-        clips = self.clips.gather("video", rows)
-        video = torch.stack(
-            [
-                transform(shifted(clip, *shift), TRANSFORMS[kind], draw)
-                for clip, shift, kind in zip(clips, shifts.tolist(), transforms.tolist(), strict=True)
-            ]
-        )
-        return (video * (gains.view(-1, 1, 1, 1, 1) / 127.5) - 1).clamp(max=1), self.labels[rows], transforms
+        return {"loss": loss.detach(), **metrics, "learning_rate": rate}
 
     def state_dict(self) -> dict[str, Any]:
         """What an exact resume needs."""
@@ -149,9 +128,32 @@ class ClassifierTask:
         accuracies = {split: self._accuracy(split) for split in ("validation", "test")}
         return {
             "features": self.model.name,
-            "classes": len(self.model.config.classes),
+            "classes": list(self.model.config.classes),
             "accuracy": accuracies,
         }
+
+    def _rate(self, step: int) -> float:
+        warm = min(1.0, (step + 1) / max(1, self.steps // 20))
+        return self.settings.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+
+    def _batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Augmented clips float [B, 3, T, H, W] in [-1, 1], their labels [B] and transforms [B]."""
+        s, ranks = self.settings, self.ranks
+        chosen = batch_indices(len(self.rows), s.batch_per_rank, s.seed, step, ranks.rank, ranks.world)
+        rows = self.rows[chosen]
+        draw = generator(s.seed, step, ranks.rank, "classifier augmentation")
+        transforms = torch.randint(1, len(TRANSFORMS), (len(rows),), generator=draw)
+        transforms[torch.rand(len(rows), generator=draw) >= s.transformed] = 0
+        shifts = torch.randint(-s.max_shift, s.max_shift + 1, (len(rows), 2), generator=draw)
+        gains = 1 + s.brightness * (2 * torch.rand(len(rows), generator=draw) - 1)
+        changed = [
+            transformed(shifted(clip, *shift), TRANSFORMS[kind], draw)
+            for clip, shift, kind in zip(
+                self.clips.gather("video", rows), shifts.tolist(), transforms.tolist(), strict=True
+            )
+        ]
+        video = (to_float(torch.stack(changed)) + 1) * gains.view(-1, 1, 1, 1, 1) - 1
+        return video.clamp(max=1), self.labels[rows], transforms
 
     @torch.inference_mode()
     def _accuracy(self, split: str) -> float | None:
@@ -160,20 +162,19 @@ class ClassifierTask:
         rows = rows[self.labels[rows] >= 0]
         if not self.model.config.classes or len(rows) == 0:
             return None
-        self.model.eval()
         correct = 0
-        for part in rows.split(100):
-            video = self.clips.gather("video", part).to(self.ranks.device)
-            answers = self.model(video / 127.5 - 1)[1].argmax(1).cpu()
-            correct += int((answers == self.labels[part]).sum())
-        self.model.train()
+        for part in rows.split(EXPORT_BATCH):
+            video = to_float(self.clips.gather("video", part)).to(self.ranks.device)
+            correct += int((self.model(video)[1].argmax(1).cpu() == self.labels[part]).sum())
         return correct / len(rows)
 
 
-def _rate(step: int, settings: ClassifierSettings) -> float:
-    warm_up = max(1, settings.steps // 20)
-    cosine = 0.5 * (1 + math.cos(math.pi * step / settings.steps))
-    return settings.learning_rate * min(1.0, (step + 1) / warm_up) * cosine
+def _score(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean cross entropy and accuracy where ``targets`` is not negative; 0 where it is nowhere."""
+    known = targets >= 0
+    count = known.sum().clamp(min=1)
+    loss = F.cross_entropy(logits, targets, ignore_index=-1, reduction="sum") / count
+    return loss, (logits.argmax(1) == targets).sum() / count
 
 
 def shifted(clip: Tensor, down: int, right: int) -> Tensor:
@@ -184,7 +185,7 @@ def shifted(clip: Tensor, down: int, right: int) -> Tensor:
     return clip[..., rows[:, None], columns]
 
 
-def transform(clip: Tensor, kind: str, draw: torch.Generator) -> Tensor:
+def transformed(clip: Tensor, kind: str, draw: torch.Generator) -> Tensor:
     """``clip`` [3, T, H, W] after one of ``TRANSFORMS``."""
     match kind:
         case "reversed":
@@ -193,4 +194,5 @@ def transform(clip: Tensor, kind: str, draw: torch.Generator) -> Tensor:
             return clip[:, torch.randperm(clip.shape[1], generator=draw)]
         case "upside down":
             return clip.flip(2)
-    return clip
+        case _:
+            return clip

@@ -4,13 +4,15 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor, channels_last_3d, nn
 
 from qdm_pipeline.configuration import build, plain, require, settings
 from qdm_pipeline.errors import InputError
-from qdm_pipeline.files import read_json, write_json
+from qdm_pipeline.files import read_json, write_atomic, write_json
 
+# What is done to clips so that a network that tells one from the other has to look at time.
 TRANSFORMS = ("untouched", "reversed", "shuffled", "upside down")
 
 
@@ -84,10 +86,9 @@ class VideoClassifier(nn.Module):
         self.to_features = nn.Linear(4 * width, config.features)
         self.class_head = nn.Linear(config.features, len(config.classes)) if config.classes else None
         self.transform_head = nn.Linear(config.features, len(TRANSFORMS))
-        self.to(memory_format=channels_last_3d)
 
     def forward(self, video: Tensor) -> tuple[Tensor, Tensor]:
-        """Features [B, D] and class logits [B, classes] of video [B, 3, T, H, W] in [-1, 1], H and W >= 16."""
+        """Features [B, D] and class logits [B, classes] of video [B, 3, T, H, W] in [-1, 1], H, W >= 16."""
         x = self.body(video.contiguous(memory_format=channels_last_3d))
         features = self.to_features(x.mean((2, 3, 4)))
         if self.class_head is None:
@@ -116,10 +117,8 @@ class VideoClassifier(nn.Module):
 
 def save_classifier(model: VideoClassifier, directory: Path) -> None:
     """Write ``model.safetensors`` and ``config.json`` into ``directory``."""
-    save_file(
-        {name: value.contiguous() for name, value in model.state_dict().items()},
-        directory / "model.safetensors",
-    )
+    tensors = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
+    write_atomic(directory / "model.safetensors", save(tensors))
     write_json(directory / "config.json", plain(model.config))
 
 
@@ -128,6 +127,6 @@ def load_classifier(path: Path) -> VideoClassifier:
     model = VideoClassifier(build(ClassifierConfig, read_json(path / "config.json")))
     try:
         model.load_state_dict(load_file(path / "model.safetensors"))
-    except (FileNotFoundError, RuntimeError, ValueError) as error:
+    except (FileNotFoundError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{path / 'model.safetensors'}: not a classifier's weights ({error})") from None
     return model.eval().requires_grad_(False)

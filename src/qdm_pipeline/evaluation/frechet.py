@@ -13,7 +13,7 @@ from qdm_pipeline.errors import InputError
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean [D] and scatter [D, D] (sum of outer products of deviations) of features, all in float64."""
+    """Count, mean [D] and scatter [D, D] (sum of outer products of deviations) of features, in float64."""
 
     count: int
     mean: Tensor
