@@ -1,0 +1,178 @@
+"""The whole evaluation on tiny sets: its schema, and numbers that are known beforehand."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from qdm_pipeline.errors import InputError
+from qdm_pipeline.evaluation.evaluate import COLUMNS, Data, EvaluationSettings, evaluate
+from qdm_pipeline.evaluation.features import ClassifierConfig, VideoClassifier
+from qdm_pipeline.evaluation.gallery import gallery, places_by_class
+from qdm_pipeline.evaluation.judge import Judge
+from qdm_pipeline.evaluation.readers import clip_reader
+from qdm_pipeline.files import write_json
+from qdm_pipeline.handle import Handle
+from qdm_pipeline.ranks import Ranks
+from qdm_pipeline.video.autoencoder import AutoencoderConfig, CausalVideoAutoencoder, to_float
+from qdm_pipeline.video.shards import write_shards
+
+SETTINGS = EvaluationSettings(samples=24, batch=5, blocks=10, columns=4, lines=2, seed=0)
+CODES = 4
+
+
+class Alone(Ranks):
+    """One of several ranks, whose parts the test merges itself."""
+
+    def gather(self, value: object) -> list[object]:
+        return [value]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
+    """60 noisy clips of 5 frames in 3 classes, an untrained autoencoder and an untrained classifier."""
+    draw = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    config = AutoencoderConfig(
+        channels=3,
+        latent_channels=6,
+        time_patch=4,
+        space_patch=8,
+        width=4,
+        encoder_blocks=0,
+        decoder_blocks=0,
+    )
+    autoencoder = CausalVideoAutoencoder(config).eval()
+    videos = torch.randint(256, (60, 3, 5, 16, 16), generator=draw).to(torch.uint8)
+    autoencoder.start_as_pca(to_float(videos))
+    with torch.no_grad():
+        latents = autoencoder.encode(to_float(videos))
+    columns = [
+        {"id": i, "file": f"{i}.mp4", "split": "train" if i < 30 else "test", "label": i % 3}
+        for i in range(60)
+    ]
+    classes = ["a", "b", "c"]
+    folder = tmp_path_factory.mktemp("data")
+    clips, latent_shards = (
+        write_shards(
+            folder / field,
+            (({field: tensor}, row) for tensor, row in zip(tensors, columns, strict=True)),
+            {"kind": field, "classes": classes},
+            64,
+        )
+        for field, tensors in (("video", videos), ("latent", latents))
+    )
+    classifier = VideoClassifier(ClassifierConfig(width=8, features=4, classes=tuple(classes)))
+    classifier.fit_scales(to_float(videos))
+    return Data(clips, latent_shards, autoencoder, classifier.eval().requires_grad_(False))
+
+
+def write_samples(folder: Path, name: str, latents: Tensor, classes: list[str] | None = None) -> Path:
+    metadata = {
+        "name": name,
+        "nfe": 8,
+        "guidance": 1.5,
+        "steps": 4,
+        "seconds_per_clip": 0.1,
+        "codebook_size": CODES,
+        "classes": classes or ["a", "b", "c"],
+        "path": "continuous",
+    }
+    folder.mkdir()
+    count, _, *grid = latents.shape
+    codes = (torch.arange(latents[:, 0].numel()) % CODES).view(count, 1, *grid).int()
+    labels = torch.arange(count) % 3
+    save_file({"latents": latents, "codes": codes, "labels": labels}, folder / "samples.safetensors")
+    write_json(folder / "done.json", Handle("samples", folder, "0", metadata).to_json())
+    return folder
+
+
+def decode_codes(codes: Tensor) -> Tensor:
+    return codes.float().expand(-1, 6, -1, -1, -1)
+
+
+def test_rows_have_the_schema_and_the_numbers_that_are_known(data: Data, tmp_path: Path) -> None:
+    test_latents = data.latents.gather("latent", data.latents.rows("test"))
+    sets = [
+        write_samples(tmp_path / "teacher", "teacher", test_latents),
+        write_samples(tmp_path / "student", "student", torch.zeros(24, 6, 2, 2, 2)),
+    ]
+    result = evaluate(SETTINGS, sets, data, {"teacher": decode_codes}, Ranks())
+    assert result["metric"] == "frechet[classifier-2plus1d-4d,5f,16,24]"
+    assert result["reference"] == {"split": "test", "count": 24}
+    rows = {row["name"]: row for row in result["rows"]}
+    assert list(rows) == ["teacher", "teacher-quantized", "student", "real", "reconstruction"]
+    assert all(tuple(row) == COLUMNS for row in result["rows"])
+    assert all(row["frechet_low"] <= row["frechet"] <= row["frechet_high"] for row in result["rows"])
+    assert all(row["count"] == 24 and 0 <= row["accuracy"] <= 1 for row in result["rows"])
+    assert rows["student"]["latent_std"] == 0
+    assert rows["student"]["frechet"] > rows["real"]["frechet"]
+    assert (rows["teacher"]["utilization"], rows["teacher"]["perplexity"]) == (1.0, pytest.approx(CODES))
+    assert rows["teacher"]["utilization_tokens"] == 30 * 8
+    assert (rows["teacher"]["nfe"], rows["real"]["nfe"]) == (8, None)
+    assert rows["teacher-quantized"]["latent_mean"] == pytest.approx(1.5)
+    assert 5 < rows["reconstruction"]["psnr"] < 40
+    json.dumps(result)
+
+
+def test_ranks_merge_into_what_one_rank_sees(data: Data) -> None:
+    rows = data.clips.rows("train")
+    videos, labels = clip_reader(data.clips, rows), torch.arange(30) % 3
+    one, first, second = (
+        Judge(data.classifier, 4, 10, 0, ranks).tally(videos, labels)
+        for ranks in (Ranks(), Alone(0, 2), Alone(1, 2))
+    )
+    both = first.merge(second)
+    assert (both.count, both.asked, both.right) == (one.count, one.asked, one.right) == (30, 30, one.right)
+    for a, b in zip(both.blocks, one.blocks, strict=True):
+        torch.testing.assert_close(a.mean, b.mean, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(a.scatter, b.scatter, rtol=1e-12, atol=1e-12)
+
+
+def test_the_gallery_shows_the_same_class_in_the_same_place(data: Data, tmp_path: Path) -> None:
+    path = write_samples(tmp_path / "student", "student", torch.randn(7, 6, 2, 2, 2))
+    shown = gallery(SETTINGS, [path], data)
+    assert shown["classes"].tolist() == [0, 1, 2, 0, 0, 1, 2, 0]
+    assert {name for name in shown if name.startswith("videos/")} == {
+        "videos/real",
+        "videos/reconstruction",
+        "videos/student",
+    }
+    assert all(shown[name].shape == (8, 3, 5, 16, 16) for name in shown if name.startswith("videos/"))
+    assert shown["usage/student"].tolist() == [[14] * CODES]
+
+
+def test_places_fall_back_to_what_is_left() -> None:
+    labels = torch.tensor([2, 0, 1, 0])
+    assert places_by_class(labels, torch.tensor([0, 1, 2, 0, 1])).tolist() == [1, 2, 0, 3, 2]
+    assert places_by_class(torch.tensor([-1, -1]), torch.tensor([-1] * 3)).tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("latents", "classes", "message"),
+    [
+        (torch.zeros(24, 6, 3, 2, 2), None, r"latents of x have shape \(6, 3, 2, 2\), those of the clips"),
+        (torch.full((24, 6, 2, 2, 2), torch.nan), None, "the latents of x are not finite"),
+        (torch.zeros(2, 6, 2, 2, 2), None, "2 samples are too few, 3 are needed"),
+        (
+            torch.zeros(24, 6, 2, 2, 2),
+            ["a", "c"],
+            r"asked for the classes \['a', 'c'\], the classifier knows",
+        ),
+    ],
+)
+def test_a_set_that_does_not_fit_is_named(
+    data: Data, tmp_path: Path, latents: Tensor, classes: list[str] | None, message: str
+) -> None:
+    path = write_samples(tmp_path / "x", "x", latents, classes)
+    with pytest.raises(InputError, match=message):
+        evaluate(SETTINGS, [path], data, {}, Ranks())
+
+
+def test_two_sets_of_one_name(data: Data, tmp_path: Path) -> None:
+    paths = [write_samples(tmp_path / str(i), "x", torch.zeros(24, 6, 2, 2, 2)) for i in range(2)]
+    with pytest.raises(InputError, match="names must differ"):
+        evaluate(SETTINGS, paths, data, {}, Ranks())
