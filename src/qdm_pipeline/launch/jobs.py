@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from qdm_pipeline.configuration import build
+from qdm_pipeline.files import digest_file, write_json
 from qdm_pipeline.ranks import Ranks
 from qdm_pipeline.run import Run
 from qdm_pipeline.video.shards import ShardSet
@@ -61,6 +62,33 @@ def sample_model(run: Run, ranks: Ranks) -> None:
     sample(run, ranks)
 
 
+def evaluate_samples(run: Run, ranks: Ranks) -> None:
+    """Samples to ``metrics.json`` and ``gallery.safetensors``."""
+    from safetensors.torch import save_file
+
+    from qdm_pipeline.evaluation.evaluate import Data, EvaluationSettings, evaluate
+    from qdm_pipeline.evaluation.features import load_classifier
+    from qdm_pipeline.evaluation.gallery import gallery
+    from qdm_pipeline.training.model_files import load_predictor
+    from qdm_pipeline.video.autoencoder import load_autoencoder
+
+    settings, inputs = build(EvaluationSettings, run.settings), run.inputs
+    data = Data(
+        ShardSet(inputs["clips"].path),
+        ShardSet(inputs["latents"].path),
+        load_autoencoder(inputs["autoencoder"].path),
+        load_classifier(inputs["classifier"].path),
+    )
+    sets = [handle.path for handle in inputs.values() if handle.kind == "samples"]
+    teacher, _ = load_predictor(inputs["teacher"].path)
+    decoders = {inputs["teacher_samples"].metadata["name"]: teacher.to(ranks.device).decode_codes}
+    metrics = evaluate(settings, sets, data, decoders, ranks)
+    if ranks.is_main:
+        save_file(gallery(settings, sets, data), run.directory / "gallery.safetensors")
+        write_json(run.directory / "metrics.json", metrics)
+        run.finish(digest_file(run.directory / "gallery.safetensors"), {"metric": metrics["metric"]})
+
+
 JOBS: dict[str, Callable[[Run, Ranks], None]] = {
     "autoencoder": train_autoencoder,
     "latents": encode_clips,
@@ -68,4 +96,5 @@ JOBS: dict[str, Callable[[Run, Ranks], None]] = {
     "teacher": train_teacher,
     "student": distill_student,
     "samples": sample_model,
+    "evaluation": evaluate_samples,
 }

@@ -1,8 +1,30 @@
 """Wiring of ``evaluate``."""
 
-from kedro.pipeline import Pipeline, pipeline
+from kedro.pipeline import Pipeline, node, pipeline
+
+from qdm_pipeline.pipelines.evaluate import nodes
+
+JUDGED = ["teacher_samples", "teacher_few_step_samples", "student_samples"]
 
 
 def create_pipeline() -> Pipeline:
     """Samples to metrics and a report."""
-    return pipeline([])
+    return pipeline(
+        [
+            node(
+                nodes.train_classifier,
+                ["params:classifier", "clips", "model_runs", "params:world_size"],
+                "classifier",
+                name="train_classifier",
+            ),
+            node(
+                nodes.evaluate_samples,
+                ["params:evaluation", "clips", "latents", "autoencoder", "classifier", "teacher"]
+                + [*JUDGED, "evaluation_runs", "params:world_size"],
+                ["evaluation", "metrics"],
+                name="evaluate_samples",
+            ),
+        ],
+        namespace="evaluate",
+        prefix_datasets_with_namespace=False,
+    )

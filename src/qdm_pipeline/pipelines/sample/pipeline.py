@@ -6,7 +6,6 @@ from qdm_pipeline.pipelines.sample.nodes import sample_model
 
 SAMPLES = {  # name of the samples (and of their parameters): the model they are drawn from
     "teacher_samples": "teacher",
-    "teacher_quantized_samples": "teacher",
     "teacher_few_step_samples": "teacher",
     "student_samples": "student",
 }

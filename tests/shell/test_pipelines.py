@@ -1,0 +1,41 @@
+"""The wiring as a whole."""
+
+from pathlib import Path
+
+from kedro.config import OmegaConfigLoader
+from kedro.io import DataCatalog
+
+from qdm_pipeline.parameters import hints, typed_parameters
+from qdm_pipeline.pipeline_registry import register_pipelines
+from qdm_pipeline.settings import CONFIG_LOADER_ARGS
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+def loader() -> OmegaConfigLoader:
+    return OmegaConfigLoader(str(CONF), env="base", **CONFIG_LOADER_ARGS)
+
+
+def test_the_pipelines_have_their_names_and_parts() -> None:
+    pipelines = register_pipelines()
+    assert set(pipelines) == {
+        "__default__", "demo_data", "preprocess", "train", "teacher", "distill", "sample", "evaluate",
+    }  # fmt: skip
+    parts = [pipelines[name] for name in ("preprocess", "train", "sample", "evaluate")]
+    assert set(pipelines["__default__"].nodes) == {node for part in parts for node in part.nodes}
+    assert set(pipelines["train"].nodes) == {*pipelines["teacher"].nodes, *pipelines["distill"].nodes}
+    assert {node.namespace for node in pipelines["__default__"].nodes} == {
+        "preprocess", "train", "sample", "evaluate",
+    }  # fmt: skip
+
+
+def test_everything_that_passes_between_nodes_is_in_the_catalog() -> None:
+    catalog = DataCatalog.from_config(loader()["catalog"])
+    for pipeline in register_pipelines().values():
+        for name in pipeline.datasets():
+            assert name.startswith("params:") or name in catalog, name
+
+
+def test_the_default_parameters_are_valid_and_all_used() -> None:
+    types = hints(register_pipelines())
+    assert set(typed_parameters(loader()["parameters"], types, lambda key: "conf/base")) == set(types)
