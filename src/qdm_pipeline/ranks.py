@@ -1,6 +1,7 @@
 """The processes of one job: who am I, how many are we, and the few collectives that the project uses."""
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +45,11 @@ class Ranks:
             return module
         ids = [self.device.index] if self.device.type == "cuda" else None
         return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
+
+    @staticmethod
+    def no_sync(module: nn.Module) -> AbstractContextManager[None]:
+        """Accumulate gradients without averaging them yet."""
+        return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum of ``tensor`` over all ranks, in place."""

@@ -39,9 +39,8 @@ def ddim(
         s = x.new_full((len(x),), times[index + 1])
         (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.coefficients(t, x), schedule.coefficients(s, x)
         epsilon = schedule.epsilon(x, x0, t)
-        spread = (
-            eta * sigma_s / sigma_t * (1 - (alpha_t * sigma_s / (alpha_s * sigma_t)) ** 2).clamp(min=0).sqrt()
-        )
+        # eq. 16 for any alpha and sigma: the deviation of x_s given x_t and x0, times eta
+        spread = eta * sigma_s * (1 - (alpha_t * sigma_s / (alpha_s * sigma_t)) ** 2).clamp(min=0).sqrt()
         moved = alpha_s * x0.double() + (sigma_s**2 - spread**2).clamp(min=0).sqrt() * epsilon
         if eta > 0:
             moved = moved + spread * _standard_normal(x, generator).double()

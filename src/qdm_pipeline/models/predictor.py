@@ -156,15 +156,26 @@ class QuantizedDiffusionPredictor(nn.Module):
             return Prediction(self._project(features), None, None)
         quantized = self.quantizer(features, collect)
         codes = rearrange(quantized.codes, "b t h w g -> b g t h w")
-        return Prediction(self._project(quantized.output), codes, quantized.commitment)
+        if torch.is_grad_enabled():
+            return Prediction(self._project(quantized.output), codes, quantized.commitment)
+        return Prediction(self.decode_codes(codes), codes, quantized.commitment)
 
     def decode_codes(self, codes: Tensor) -> Tensor:
-        """Latents [B, C, T, H, W] of codes [B, G, T, H, W]: what the quantized path gave, bit for bit."""
-        return self._project(self.quantizer.decode_codes(rearrange(codes, "b g t h w -> b t h w g")))
+        """Latents [B, C, T, H, W] of codes [B, G, T, H, W]: what the quantized path gives without gradient.
+
+        To the bit, in any batch: everything behind the codebook is affine, so a sample is a sum of rows of one
+        small table, while the bits of a matrix product would depend on how many rows it has.
+        """
+        projection = self.final_proj.weight.flatten(1).float()
+        with torch.autocast(codes.device.type, enabled=False):
+            table = self.quantizer.group_embeddings() @ projection.T  # [G, K, C]
+            x0 = F.linear(self.quantizer.project_out.bias.float(), projection, self.final_proj.bias.float())
+            for group, chosen in zip(table, codes.long().unbind(1), strict=True):
+                x0 = x0 + group[chosen]
+        return rearrange(x0, "b t h w c -> b c t h w").contiguous()
 
     def _project(self, embedding: Tensor) -> Tensor:
-        # A 1x1x1 convolution as the matrix product it is: in float32, whatever the autocast, so that
-        # codes decode to the same bits everywhere.
+        # A 1x1x1 convolution as the matrix product it is, in the precision of its weights under any autocast.
         with torch.autocast(embedding.device.type, enabled=False):
             weight = self.final_proj.weight.flatten(1)
             projected = F.linear(embedding.to(weight.dtype), weight, self.final_proj.bias)

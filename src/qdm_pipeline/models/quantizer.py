@@ -118,8 +118,13 @@ class VectorQuantizer(nn.Module):
             output.to(embedding.dtype), codes.T.reshape(*embedding.shape[:-1], groups), commitment
         )
 
+    def group_embeddings(self) -> Tensor:
+        """What every code of every group adds to an embedding: float32 [G, K, E]; the bias comes on top."""
+        groups, _, dim = self.codebook.shape
+        return self.codebook @ self.project_out.weight.float().unflatten(1, (groups, dim)).permute(1, 2, 0)
+
     def decode_codes(self, codes: Tensor) -> Tensor:
-        """The embedding [..., E] of codes [..., G]: the output of `forward`, bit for bit."""
+        """The embedding [..., E] of codes [..., G]."""
         with torch.autocast(codes.device.type, enabled=False):
             output = self._embed(self._look_up(codes.reshape(-1, codes.shape[-1]).T.long()))
         return output.view(*codes.shape[:-1], -1)
