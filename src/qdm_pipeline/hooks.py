@@ -3,7 +3,6 @@
 import atexit
 import logging
 import os
-import subprocess
 import sys
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +16,7 @@ from kedro.pipeline import Pipeline
 from qdm_pipeline.configuration import plain
 from qdm_pipeline.errors import InputError
 from qdm_pipeline.launch.agent import WorkerError
+from qdm_pipeline.revision import changed, commit
 
 logger = logging.getLogger(__name__)
 
@@ -180,18 +180,6 @@ def run_name(run_params: dict[str, Any]) -> str:
 
 def commit_tags(project: Path) -> dict[str, str]:
     """The commit that the project stands at, and whether anything differs from it; nothing outside git."""
-
-    def git(*command: str) -> str | None:
-        done = subprocess.run(["git", *command], cwd=project, capture_output=True, text=True, check=False)
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    try:
-        commit = git("rev-parse", "HEAD")
-    except FileNotFoundError:
+    if (found := commit(project)) is None:
         return {}
-    if commit is None:
-        return {}
-    return {
-        "mlflow.source.git.commit": commit,
-        "git.changed": str(bool(git("status", "--porcelain"))).lower(),
-    }
+    return {"mlflow.source.git.commit": found, "git.changed": str(changed(project)).lower()}

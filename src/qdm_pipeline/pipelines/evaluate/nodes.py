@@ -1,13 +1,22 @@
 """Samples to numbers and a report."""
 
 from pathlib import Path
+from platform import python_version
 from typing import Any
 
+import torch
+from matplotlib.figure import Figure
+from safetensors.torch import load_file
+
+from qdm_pipeline import __version__
+from qdm_pipeline.evaluation import report
 from qdm_pipeline.evaluation.classifier_task import ClassifierSettings
 from qdm_pipeline.evaluation.evaluate import EvaluationSettings
+from qdm_pipeline.evaluation.figures import distance_figure
 from qdm_pipeline.files import read_json
 from qdm_pipeline.handle import Handle
 from qdm_pipeline.launch.agent import run_job
+from qdm_pipeline.revision import changed, commit
 from qdm_pipeline.run import Run
 
 
@@ -42,3 +51,26 @@ def evaluate_samples(
     }
     evaluation = run_job(Run.create("evaluation", settings, inputs, runs), world_size)
     return evaluation, read_json(evaluation.path / "metrics.json")
+
+
+def write_report(metrics: dict[str, Any], evaluation: Handle, *models: Handle) -> str:
+    """One HTML page of the metrics, the curves of all ``models``, and the samples."""
+    runs = {model.kind: Run.read(model.path / "run.json") for model in models}
+    judged = Run.read(evaluation.path / "run.json")
+    code = Path(__file__).parent
+    return report.write_report(
+        metrics,
+        {kind: run.metrics() for kind, run in runs.items()},
+        load_file(evaluation.path / "gallery.safetensors"),
+        {kind: run.settings for kind, run in {**runs, "evaluation": judged}.items()},
+        {
+            "Command": "kedro run",
+            "Commit": f"{commit(code) or 'none'}{' with changes' if changed(code) else ''}",
+            "Versions": f"qdm-pipeline {__version__}, torch {torch.__version__}, Python {python_version()}",
+        },
+    )
+
+
+def plot_distances(metrics: dict[str, Any]) -> Figure:
+    """The distance of every set of samples from real clips."""
+    return distance_figure(metrics["rows"])

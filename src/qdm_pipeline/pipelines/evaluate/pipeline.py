@@ -24,6 +24,13 @@ def create_pipeline() -> Pipeline:
                 ["evaluation", "metrics"],
                 name="evaluate_samples",
             ),
+            node(nodes.plot_distances, "metrics", "distances", name="plot_distances"),
+            node(
+                nodes.write_report,
+                ["metrics", "evaluation", "autoencoder", "classifier", "teacher", "student"],
+                "report",
+                name="write_report",
+            ),
         ],
         namespace="evaluate",
         prefix_datasets_with_namespace=False,

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from qdm_pipeline.evaluation.figures import curves_figure
 from qdm_pipeline.handle import Handle
 from qdm_pipeline.launch.agent import run_job
 from qdm_pipeline.run import Run
@@ -27,11 +28,4 @@ def distill_student(
 
 def plot_curves(model: Handle) -> Figure:
     """Every metric of a model's training over its steps."""
-    rows = Run.read(model.path / "run.json").metrics()
-    names = [name for name in rows[0] if name != "step"]
-    lines = -(-len(names) // 3)
-    figure = Figure(figsize=(12, 2.5 * lines), layout="constrained")
-    for index, name in enumerate(names):
-        axes = figure.add_subplot(lines, 3, index + 1, title=name, xlabel="step")
-        axes.plot([row["step"] for row in rows], [row[name] for row in rows])
-    return figure
+    return curves_figure(Run.read(model.path / "run.json").metrics())
