@@ -163,8 +163,8 @@ class QuantizedDiffusionPredictor(nn.Module):
     def decode_codes(self, codes: Tensor) -> Tensor:
         """Latents [B, C, T, H, W] of codes [B, G, T, H, W]: what the quantized path gives without gradient.
 
-        To the bit, in any batch: everything behind the codebook is affine, so a sample is a sum of rows of one
-        small table, while the bits of a matrix product would depend on how many rows it has.
+        To the bit, in any batch: all behind the codebook is affine, so a sample is a sum of rows of a small
+        table, while the bits of a matrix product would depend on how many rows it has.
         """
         projection = self.final_proj.weight.flatten(1).float()
         with torch.autocast(codes.device.type, enabled=False):

@@ -56,9 +56,9 @@ def from_captions(captions: Sequence[str], config: PredictorConfig) -> Tensor:
         words = words_of(caption)
         unknown = [word for word in words if word not in index]
         if unknown or len(words) > config.caption_length:
+            found = f"unknown words {unknown}" if unknown else f"{len(words)} words"
             raise InputError(
-                f"caption {caption!r}: {f'unknown words {unknown}' if unknown else f'{len(words)} words'}; this model "
-                f"knows {', '.join(config.vocabulary)} and takes at most {config.caption_length} words"
+                f"caption {caption!r}: {found}; this model knows {', '.join(config.vocabulary)} and takes at most {config.caption_length} words"
             )
         row[: len(words)] = torch.tensor([index[word] for word in words], dtype=torch.int64)
     return rows

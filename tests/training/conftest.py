@@ -1,0 +1,72 @@
+import pytest
+import torch
+
+from qdm_pipeline.configuration import build
+from qdm_pipeline.ranks import Ranks
+from qdm_pipeline.training.distill import DistillSettings, DistillTask
+from qdm_pipeline.training.teacher import TeacherSettings, TeacherTask
+from qdm_pipeline.video.shards import write_shards
+
+OPTIMIZER = dict(
+    lr=1e-3, muon_lr=1e-2, betas=(0.9, 0.99), weight_decay=0.0, clip=1.0, warmup=2, decay=True
+)  # fmt: skip
+COMMON = dict(batch=4, accumulation=1, precision="fp32", seed=3, log_every=1, checkpoint_every=2, ema=0.9)
+QUANTIZER = dict(codebook_size=16, codebook_dim=2, groups=2, decay=0.9, revival_threshold=0.1)
+TEACHER = COMMON | dict(
+    model=dict(width=16, depth=1, heads=2, patch=(1, 1, 1), embedding_dim=8, quantizer=QUANTIZER),
+    schedule=dict(name="flow", shift=1.0, low=0.0, high=1.0),
+    optimizer=OPTIMIZER,
+    condition="class",
+    condition_dropout=0.1,
+    quantization_weight=0.5,
+    commitment_weight=0.25,
+    weight_limit=20.0,
+    steps=6,
+)
+DISTILL = COMMON | dict(
+    times=(1.0, 0.5),
+    path="quantized",
+    guidance=1.5,
+    critic_updates=3,
+    low=0.02,
+    high=0.98,
+    weight_limit=20.0,
+    student_optimizer=OPTIMIZER | dict(muon_lr=None),
+    critic_optimizer=OPTIMIZER | dict(muon_lr=None),
+    steps=4,
+)
+
+
+@pytest.fixture
+def tiny_model():
+    return TEACHER["model"]
+
+
+@pytest.fixture
+def latents(tmp_path):
+    draw = torch.Generator().manual_seed(0)
+    samples = [
+        (
+            {"latent": torch.randn(3, 1, 2, 2, generator=draw)},
+            {"id": str(i), "label": i % 2, "caption": ["A red dot", "a dot"][i % 2], "split": "train"},
+        )
+        for i in range(24)
+    ]
+    return write_shards(tmp_path / "latents", samples, {"classes": ["even", "odd"]}, 10)
+
+
+@pytest.fixture
+def make_teacher(latents):
+    return lambda ranks=None, **changes: TeacherTask(
+        build(TeacherSettings, TEACHER | changes), latents, ranks or Ranks()
+    )
+
+
+@pytest.fixture
+def make_distill(latents, make_teacher, tmp_path):
+    exported = tmp_path / "teacher"
+    exported.mkdir()
+    make_teacher().export(exported)
+    return lambda **changes: DistillTask(
+        build(DistillSettings, DISTILL | changes), exported, latents, Ranks()
+    )

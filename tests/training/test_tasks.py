@@ -1,0 +1,104 @@
+"""Teacher and distillation as tasks: exact resume, accumulation, ratio of updates, golden loops."""
+
+import copy
+from collections import Counter
+
+import pytest
+import torch
+
+from qdm_pipeline.randomness import batch_indices
+from qdm_pipeline.training.model_files import load_predictor
+
+
+def flatten(state):
+    for key, value in state.items():
+        if isinstance(value, dict):
+            yield from ((f"{key}.{name}", item) for name, item in flatten(value))
+        elif isinstance(value, torch.Tensor):
+            yield key, value
+
+
+def assert_same(a, b):
+    a, b = dict(flatten(a)), dict(flatten(b))
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("kind", ["teacher", "distill"])
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(kind, request):
+    make = request.getfixturevalue(f"make_{kind}")
+    whole, first, second = make(), make(), make()
+    for step in range(4):
+        whole.train_step(step)
+    for step in range(2):
+        first.train_step(step)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    for step in range(2, 4):
+        second.train_step(step)
+    assert_same(whole.state_dict(), second.state_dict())
+
+
+def test_accumulation_gives_the_gradient_of_the_whole_batch(make_teacher):
+    # Nothing but the gradient may differ, so: no dropout of conditions and the same noise for both.
+    whole, parts = make_teacher(batch=8, condition_dropout=0.0), make_teacher(batch=4, condition_dropout=0.0)
+    x0, noise, t = whole.latents.gather("latent", whole.rows[:8]), torch.randn(8, 3, 1, 2, 2), torch.rand(8)
+    whole.loss(x0, noise, t, whole.condition.rows(slice(0, 8))).continuous.backward()
+    for part in (slice(0, 4), slice(4, 8)):
+        (parts.loss(x0[part], noise[part], t[part], parts.condition.rows(part)).continuous / 2).backward()
+    for a, b in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+        assert (a.grad is None) == (b.grad is None)
+        if a.grad is not None:
+            assert torch.allclose(a.grad, b.grad, atol=1e-6)
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_critic_and_student_updates_keep_their_ratio(make_distill, accumulation):
+    task, seen = make_distill(accumulation=accumulation, batch=2), Counter()
+    for name in ("student_optimizer", "critic_optimizer"):
+        optimizer = getattr(task, name)
+        step = optimizer.step
+        optimizer.step = lambda update, name=name, step=step: seen.update([name]) or step(update)
+    for step in range(4):
+        task.train_step(step)
+    assert seen == {"student_optimizer": 4, "critic_optimizer": 12}
+
+
+def test_distillation_leaves_teacher_and_codebook_alone(make_distill):
+    task = make_distill()
+    before = copy.deepcopy(task.dmd.teacher.state_dict())
+    for step in range(2):
+        task.train_step(step)
+    assert_same(task.dmd.teacher.state_dict(), before)
+    assert torch.equal(task.dmd.student.quantizer.codebook, before["quantizer.codebook"])
+    assert not torch.equal(task.dmd.student.final_proj.weight, before["final_proj.weight"])
+
+
+def test_teacher_learns(make_teacher):
+    task = make_teacher(steps=200, quantization_weight=0.0)
+    losses = [float(task.train_step(step)["loss/continuous"]) for step in range(200)]
+    assert sum(losses[-20:]) < 0.8 * sum(losses[:20])
+
+
+def test_zero_quantization_weight_trains_the_same_model_whatever_the_codebook(make_teacher, tiny_model):
+    other = tiny_model | {"quantizer": tiny_model["quantizer"] | {"decay": 0.5, "revival_threshold": 0.0}}
+    tasks = [make_teacher(quantization_weight=0.0, model=model) for model in (tiny_model, other)]
+    for step in range(3):
+        losses = [task.train_step(step)["loss/total"] for task in tasks]
+        assert torch.equal(*losses)
+
+
+def test_export_loads_and_answers_like_the_average(make_teacher, tmp_path):
+    task = make_teacher()
+    task.train_step(0)
+    task.export(tmp_path)
+    model, config = load_predictor(tmp_path)
+    task.model.load_state_dict(task.ema.weights(task.model))
+    assert_same(model.state_dict(), task.model.state_dict())
+    assert config["latent_shape"] == [3, 1, 2, 2] and model.config == task.config
+
+
+def test_two_shares_of_a_batch_are_the_batch_of_one_rank():
+    whole = batch_indices(10, 8, 0, 3, 0, 1)
+    shares = [batch_indices(10, 4, 0, 3, rank, 2) for rank in range(2)]
+    assert torch.equal(torch.cat(shares), whole)
+    epoch = torch.cat([batch_indices(10, 5, 0, step, 0, 1) for step in range(2)])
+    assert sorted(epoch.tolist()) == list(range(10))
