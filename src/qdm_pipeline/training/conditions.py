@@ -58,7 +58,8 @@ def from_captions(captions: Sequence[str], config: PredictorConfig) -> Tensor:
         if unknown or len(words) > config.caption_length:
             found = f"unknown words {unknown}" if unknown else f"{len(words)} words"
             raise InputError(
-                f"caption {caption!r}: {found}; this model knows {', '.join(config.vocabulary)} and takes at most {config.caption_length} words"
+                f"caption {caption!r}: {found}; this model knows {', '.join(config.vocabulary)} "
+                f"and takes at most {config.caption_length} words"
             )
         row[: len(words)] = torch.tensor([index[word] for word in words], dtype=torch.int64)
     return rows
