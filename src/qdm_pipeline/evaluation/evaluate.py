@@ -74,7 +74,8 @@ def evaluate(
 
     ``decoders`` gives, by the name of a sample set, its model's map from codes to latents: that set gets a
     second row ``NAME-quantized`` for what its codes alone say. Returns, on every rank,
-    ``{"metric": full name of the distance, "reference": {"split", "count"}, "rows": [COLUMNS, ...]}``.
+    ``{"metric": full name of the distance, "reference": {"split", "count"}, "rows": [COLUMNS, ...]}`` and
+    the classes and the frame rate of the clips.
 
     Row ``real`` holds train clips against test clips, the floor of the distance; its accuracy and latents
     are those of test clips. Row ``reconstruction`` is the test clips after the autoencoder.
@@ -108,6 +109,8 @@ def evaluate(
     return {
         "metric": _metric_name(classifier, data.clips, len(test)),
         "reference": {"split": "test", "count": len(test)},
+        "classes": list(classifier.config.classes),
+        "fps": data.clips.manifest["fps"],
         "rows": rows,
     }
 

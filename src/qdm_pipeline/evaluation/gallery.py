@@ -12,29 +12,31 @@ from qdm_pipeline.evaluation.sample_set import SampleSet
 
 
 def gallery(settings: EvaluationSettings, sample_sets: Sequence[Path], data: Data) -> dict[str, Tensor]:
-    """Pictures and histograms, ready for one safetensors file; computed on one rank.
+    """Pictures and histograms, ready for one safetensors file; for one rank to compute.
 
-    ``videos/NAME`` uint8 [columns * lines, 3, T, H, W] for "real" (test clips), "reconstruction" (of the
-    same clips) and every sample set, row by row; ``classes`` int64 [columns * lines], -1 without classes;
-    ``usage/NAME`` int64 [G, K], how often each code was used.
+    ``videos/NAME``: uint8 [lines, columns, 3, T, H, W] for "real" (test clips), "reconstruction" (of the
+    same clips) and every sample set; ``classes``: int64 [columns], the class of each column, -1 without
+    classes; ``usage/NAME``: int64 [G, K], how often each code was used.
     """
-    test = subset(data.clips, "test", settings)
-    classes = torch.arange(settings.columns).repeat(settings.lines)
     count = len(data.classifier.config.classes)
-    classes = classes % count if count else torch.full_like(classes, -1)
+    classes = torch.arange(settings.columns) % count if count else torch.full((settings.columns,), -1)
+    wanted = classes.repeat(settings.lines)
+    test = subset(data.clips, "test", settings)
     originals = clip_reader(data.clips, test)
-    places = places_by_class(labels_of(data.clips)[test], classes)
-    tensors = {
-        "classes": classes,
-        "videos/real": originals(places),
-        "videos/reconstruction": reconstruction_reader(originals, data.autoencoder)(places),
-    }
-    for path in sample_sets:
-        samples = SampleSet(path)
+    reconstructions = reconstruction_reader(originals, data.autoencoder)
+    places = places_by_class(labels_of(data.clips)[test], wanted)
+    videos = {"real": originals(places), "reconstruction": reconstructions(places)}
+    usage = {}
+    for samples in map(SampleSet, sample_sets):
         read = latent_reader(samples.latents, data.autoencoder)
-        tensors[f"videos/{samples.name}"] = read(places_by_class(samples.labels, classes))
-        tensors[f"usage/{samples.name}"] = samples.usage
-    return tensors
+        videos[samples.name] = read(places_by_class(samples.labels, wanted))
+        usage[samples.name] = samples.usage
+    grid = (settings.lines, settings.columns)
+    return (
+        {"classes": classes}
+        | {f"videos/{name}": video.unflatten(0, grid) for name, video in videos.items()}
+        | {f"usage/{name}": histogram for name, histogram in usage.items()}
+    )
 
 
 def places_by_class(labels: Tensor, wanted: Tensor) -> Tensor:

@@ -1,0 +1,98 @@
+"""Figures for the report and for Kedro-Viz."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+# The report replaces these by colours that fit its light and its dark theme.
+INK, MUTED, GRID, MAIN, SECOND = "#30363f", "#7d8590", "#dde1e6", "#2f6fde", "#d9730d"
+REAL = ("real", "reconstruction")
+
+
+def curves_figure(rows: Sequence[Mapping[str, float]], columns: int = 4) -> Figure:
+    """Every metric of a training run over its steps, one small chart each; ``rows`` as in `Run.metrics`.
+
+    Positive metrics that span more than a factor of 30 get a logarithmic axis.
+    """
+    names = list(dict.fromkeys(name for row in rows for name in row if name != "step"))
+    figure, axes = _grid(len(names), columns, width=2.75, height=1.8)
+    for name, axis in zip(names, axes, strict=True):
+        points = [(row["step"], row[name]) for row in rows if math.isfinite(row.get(name, math.nan))]
+        steps, values = zip(*points, strict=True) if points else ((), ())
+        axis.plot(steps, values, color=MAIN, linewidth=1.4)
+        axis.set_title(name.replace("_", " "), loc="left", fontsize=9, color=INK)
+        axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        if values and min(values) > 0 and max(values) > 30 * min(values):
+            axis.set_yscale("log")
+    return figure
+
+
+def codebook_figure(usage: Mapping[str, Tensor], columns: int = 4) -> Figure:
+    """Use of every code, the most used first, one chart a sample set; ``usage`` holds int64 [G, K] by name.
+
+    1 on the upright axis is what each code would get if all were used alike; one line a group.
+    """
+    figure, axes = _grid(len(usage), columns, width=2.75, height=2.1)
+    for (name, histogram), axis in zip(usage.items(), axes, strict=True):
+        share = histogram.double() / histogram.double().mean(1, keepdim=True).clamp(min=1e-12)
+        ordered = share.sort(dim=1, descending=True).values
+        rank = torch.linspace(0, 100, histogram.shape[1])
+        for group in ordered:
+            axis.plot(rank, group, color=MAIN, linewidth=1, alpha=max(0.35, 1 / len(ordered)))
+        axis.axhline(1, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
+        axis.set_title(name, loc="left", fontsize=9, color=INK)
+        axis.set_xlabel("codes, most used first (%)", fontsize=8, color=MUTED)
+        axis.set_ylim(bottom=0)
+    if axes:
+        axes[0].set_ylabel("use (1 = uniform)", fontsize=8, color=MUTED)
+    return figure
+
+
+def distance_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Fréchet distance of every row with its 95 % interval; shaded below the floor of real clips."""
+    figure = Figure(figsize=(11, 0.42 * len(rows) + 0.7), layout="constrained")
+    axis = figure.add_subplot()
+    _style(axis)
+    for place, row in enumerate(reversed(rows)):
+        color = SECOND if row["name"] in REAL else MAIN
+        axis.plot(
+            [row["frechet_low"], row["frechet_high"]], [place] * 2, color=color, linewidth=2, alpha=0.45
+        )
+        axis.plot(row["frechet"], place, "o", color=color, markersize=6)
+        axis.annotate(
+            f"{row['frechet']:.3g}", (row["frechet_high"], place), (7, 0), textcoords="offset points",
+            va="center", fontsize=8.5, color=INK,
+        )  # fmt: skip
+        if row["name"] == "real":
+            axis.axvspan(0, row["frechet"], color=SECOND, alpha=0.09, linewidth=0)
+    axis.set_yticks(range(len(rows)), [row["name"] for row in reversed(rows)], fontsize=9, color=INK)
+    axis.set_ylim(-0.6, len(rows) - 0.4)
+    axis.set_xlim(0, 1.1 * max(row["frechet_high"] for row in rows) + 1e-9)
+    axis.grid(False, axis="y")
+    axis.set_xlabel("Fréchet distance to the test clips, with 95 % interval", fontsize=8.5, color=MUTED)
+    return figure
+
+
+def _grid(count: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    lines = max(1, -(-count // columns))
+    columns = min(columns, max(count, 1))
+    figure = Figure(figsize=(width * columns, height * lines), layout="constrained")
+    axes = [figure.add_subplot(lines, columns, index + 1) for index in range(count)]
+    for axis in axes:
+        _style(axis)
+    return figure, axes
+
+
+def _style(axis: Axes) -> None:
+    for side in ("top", "right", "left"):
+        axis.spines[side].set_visible(False)
+    axis.spines["bottom"].set_color(MUTED)
+    axis.grid(True, color=GRID, linewidth=0.7)
+    axis.set_axisbelow(True)
+    axis.tick_params(colors=MUTED, labelsize=8, length=0)

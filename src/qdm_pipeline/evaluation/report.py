@@ -1,0 +1,137 @@
+"""One self-contained HTML file that shows and explains what was measured."""
+
+import base64
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from einops import rearrange
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from qdm_pipeline.evaluation import figures
+
+THEMED = {"INK": "ink", "MUTED": "muted", "GRID": "line", "MAIN": "accent", "SECOND": "second"}
+# What is better: the least or the most of it. Real clips and reconstructions do not compete.
+BEST = {
+    "frechet": min,
+    "accuracy": max,
+    "nfe": min,
+    "seconds_per_clip": min,
+    "utilization": max,
+    "perplexity": max,
+}
+
+
+def write_report(
+    metrics: Mapping[str, Any],
+    curves: Mapping[str, Sequence[Mapping[str, float]]],
+    pictures: Mapping[str, Tensor],
+    settings: Mapping[str, Any],
+    reproduce: Mapping[str, str],
+) -> str:
+    """The report as HTML text.
+
+    ``metrics`` as `evaluate` and ``pictures`` as `gallery` return them; ``curves``: `Run.metrics` by job;
+    ``settings``: JSON-like, by job; ``reproduce``: what to type and what it was run from, by heading.
+    """
+    folder = FileSystemLoader(Path(__file__).parent)
+    template = Environment(
+        loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    ).get_template("report.html.jinja")
+    rows = metrics["rows"]
+    usage = {
+        name: pictures[f"usage/{name}"]
+        for name in (row["name"] for row in rows)
+        if f"usage/{name}" in pictures
+    }
+    return template.render(
+        metrics=metrics,
+        rows=rows,
+        best={key: _best(rows, key, choose) for key, choose in BEST.items()},
+        summary=summary(rows),
+        columns=_column_names(pictures["classes"], metrics["classes"]),
+        videos=_videos(rows, pictures, metrics["fps"]),
+        distances=_svg(figures.distance_figure(rows)),
+        curves={name: _svg(figures.curves_figure(values)) for name, values in curves.items() if values},
+        codebook=_svg(figures.codebook_figure(usage)) if usage else None,
+        settings={name: json.dumps(value, indent=2, ensure_ascii=False) for name, value in settings.items()},
+        reproduce=reproduce,
+    )
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The rows "teacher" and "student" against each other; None unless both are there.
+
+    ``verdict`` says "better" or "worse" only where the 95 % intervals of the distances do not touch.
+    """
+    named = {row["name"]: row for row in rows}
+    if not {"teacher", "student"} <= set(named):
+        return None
+    teacher, student = named["teacher"], named["student"]
+    verdict = "on a par with"
+    if student["frechet_high"] < teacher["frechet_low"]:
+        verdict = "better than"
+    elif student["frechet_low"] > teacher["frechet_high"]:
+        verdict = "worse than"
+    return {
+        "teacher": teacher,
+        "student": student,
+        "verdict": verdict,
+        "fewer": teacher["nfe"] / student["nfe"],
+        "faster": teacher["seconds_per_clip"] / student["seconds_per_clip"],
+    }
+
+
+def animation(videos: Tensor, fps: float) -> bytes:
+    """Lossless animated WebP of ``videos`` uint8 [lines, columns, 3, T, H, W] in a grid, looping."""
+    gap = functional.pad(videos, (0, 1, 0, 1), value=128)
+    frames = rearrange(gap, "lines columns c t h w -> t (lines h) (columns w) c")[:, :-1, :-1]
+    first, *rest = (Image.fromarray(frame.numpy()) for frame in frames.contiguous())
+    stream = io.BytesIO()
+    first.save(
+        stream, "WEBP", lossless=True, save_all=True, append_images=rest, duration=round(1000 / fps), loop=0
+    )
+    return stream.getvalue()
+
+
+def _videos(
+    rows: Sequence[Mapping[str, Any]], pictures: Mapping[str, Tensor], fps: float
+) -> list[dict[str, Any]]:
+    """What the template shows of every set with pictures: real clips first, then what was made of them."""
+    named = {row["name"]: row for row in rows}
+    order = [*figures.REAL, *(name for name in named if name not in figures.REAL)]
+    return [
+        {"row": named[name], "data": base64.b64encode(animation(pictures[f"videos/{name}"], fps)).decode()}
+        for name in order
+        if f"videos/{name}" in pictures
+    ]
+
+
+def _column_names(classes: Tensor, names: Sequence[str]) -> list[str]:
+    return [names[index] for index in classes.tolist() if index >= 0]
+
+
+def _best(rows: Sequence[Mapping[str, Any]], key: str, choose: Any) -> Any:
+    values = [row[key] for row in rows if row["name"] not in figures.REAL and row[key] is not None]
+    return choose(values) if len(set(values)) > 1 else None
+
+
+def _svg(figure: Figure) -> str:
+    """The figure as an inline SVG with text, in the colours of the page's theme."""
+    stream = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "svg.hashsalt": "report"}):
+        figure.savefig(stream, format="svg", transparent=True, metadata=nothing)
+    text = stream.getvalue()
+    text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text[text.index("<svg") :])
+    for name, variable in THEMED.items():
+        text = text.replace(getattr(figures, name), f"var(--{variable})")
+    return text

@@ -1,0 +1,143 @@
+"""The report: every row is in it, nothing outside it is."""
+
+import io
+import re
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from qdm_pipeline.evaluation.evaluate import COLUMNS
+from qdm_pipeline.evaluation.figures import codebook_figure, curves_figure
+from qdm_pipeline.evaluation.report import animation, summary, write_report
+
+
+def row(name: str, frechet: float, **values: Any) -> dict[str, Any]:
+    interval = {"frechet": frechet, "frechet_low": frechet - 2, "frechet_high": frechet + 2, "count": 50}
+    return dict.fromkeys(COLUMNS) | {"name": name} | interval | values
+
+
+def sampled(name: str, frechet: float, nfe: int) -> dict[str, Any]:
+    return row(
+        name,
+        frechet,
+        nfe=nfe,
+        steps=4,
+        guidance=1.5,
+        accuracy=0.875,
+        utilization=0.97,
+        utilization_tokens=12800,
+        utilization_ceiling=0.99,
+        perplexity=412.3,
+        codebook_size=512,
+        latent_mean=-0.001,
+        latent_std=1.01,
+        seconds_per_clip=nfe / 1000,
+    )
+
+
+def make_metrics(labelled: bool = True) -> dict[str, Any]:
+    rows = [sampled("teacher", 40, 64), sampled("student <4>", 30, 4), sampled("student", 20, 4)]
+    rows += [row("real", 5.0, accuracy=0.98), row("reconstruction", 8.0, psnr=28.54)]
+    if not labelled:
+        rows = [one | {"accuracy": None} for one in rows]
+    return {
+        "metric": "frechet[classifier-2plus1d-64d,9f,32,50]",
+        "reference": {"split": "test", "count": 50},
+        "classes": ["zero", "one", "two"] if labelled else [],
+        "fps": 8,
+        "rows": rows,
+    }
+
+
+def make_pictures(labelled: bool = True) -> dict[str, torch.Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    video = torch.randint(256, (2, 3, 3, 5, 8, 8), generator=draw).to(torch.uint8)
+    histogram = torch.randint(20, (2, 16), generator=draw)
+    return {
+        "classes": torch.tensor([0, 1, 2] if labelled else [-1] * 3),
+        **{f"videos/{name}": video for name in ("real", "reconstruction", "teacher", "student")},
+        **{f"usage/{name}": histogram for name in ("teacher", "student")},
+    }
+
+
+CURVES = {
+    "teacher": [{"step": 10, "loss": 100.0}, {"step": 20, "loss": 1.0, "late": 2.0}],
+    "not trained here": [],
+}
+
+
+@pytest.fixture(scope="module")
+def html() -> str:
+    return write_report(
+        make_metrics(), CURVES, make_pictures(), {"teacher": {"lr": 0.001}}, {"command": "make demo"}
+    )
+
+
+def test_every_row_and_number_is_there(html: str) -> None:
+    for text in (
+        "teacher",
+        "student &lt;4&gt;",
+        "reconstruction",
+        "28.5 dB",
+        "87.5 %",
+        "12,800",
+        "412",
+        "make demo",
+    ):
+        assert text in html
+    assert "4 network evaluations a clip, better than the teacher’s 64" in html
+    assert "<h3>teacher</h3>" in html
+    assert "not trained here" not in html
+    assert html.count("data:image/webp") == 4
+    assert html.count("<span>zero</span>") == 4
+    assert "-0.00" not in html
+
+
+def test_nothing_is_fetched(html: str) -> None:
+    assert "http" not in html
+    assert "<script" not in html
+    sources = re.findall(r'(?:src|href)="([^"]{0,11})', html)
+    assert all(source.startswith(("data:image/", "#")) for source in sources)
+
+
+def test_figures_take_the_colours_of_the_page(html: str) -> None:
+    assert "var(--accent)" in html
+    assert "#2f6fde" not in html.split("</style>")[1]
+
+
+def test_clips_without_labels() -> None:
+    html = write_report(make_metrics(False), {}, make_pictures(False), {}, {})
+    assert "was not measured: the clips have no labels" in html
+    assert "Training</h2>" not in html
+
+
+def test_the_verdict_needs_intervals_apart() -> None:
+    teacher, student = sampled("teacher", 40, 64), sampled("student", 39, 4)
+    for distance, verdict in ((39, "on a par with"), (20, "better than"), (60, "worse than")):
+        found = summary([teacher, sampled("student", distance, 4)])
+        assert found is not None
+        assert found["verdict"] == verdict
+        assert found["fewer"] == 16
+    assert summary([student]) is None
+
+
+def test_the_animation_loops_over_all_frames() -> None:
+    video = torch.arange(5, dtype=torch.uint8).view(5, 1, 1).expand(2, 3, 3, 5, 8, 8).contiguous()
+    video[0, 1, 0, 3, 2, 4] = 255
+    with Image.open(io.BytesIO(animation(video, fps=8))) as image:
+        assert (image.size, image.n_frames, image.info["loop"]) == ((26, 17), 5, 0)
+        image.seek(3)
+        assert image.convert("RGB").getpixel((9 + 4, 2)) == (255, 3, 3)
+
+
+def test_curves_show_every_metric_ever_logged() -> None:
+    axes = curves_figure(CURVES["teacher"]).axes
+    assert [axis.get_title(loc="left") for axis in axes] == ["loss", "late"]
+    assert [axis.get_yscale() for axis in axes] == ["log", "linear"]
+
+
+def test_codebook_use_is_relative_to_uniform() -> None:
+    figure = codebook_figure({"student": torch.tensor([[0, 4, 8, 4]])})
+    assert figure.axes[0].lines[0].get_ydata().tolist() == [2, 1, 1, 0]
