@@ -1,4 +1,4 @@
-"""A small causal video autoencoder: linear, started as the PCA of space-time patches, plus a learned residual."""
+"""A small causal video autoencoder: linear, started as the PCA of space-time patches, plus a residual."""
 
 from pathlib import Path
 
@@ -31,8 +31,20 @@ class AutoencoderConfig:
             1 <= self.latent_channels <= pixels,
             f"autoencoder: latent_channels must lie in [1, {pixels}], the values of a patch",
         )
-        require(min(self.width, self.time_patch, self.space_patch) >= 1, "autoencoder: sizes must be positive")
-        require(min(self.encoder_blocks, self.decoder_blocks) >= 0, "autoencoder: blocks must not be negative")
+        require(
+            min(self.width, self.time_patch, self.space_patch) >= 1, "autoencoder: sizes must be at least 1"
+        )
+        require(
+            min(self.encoder_blocks, self.decoder_blocks) >= 0, "autoencoder: blocks: must not be negative"
+        )
+
+
+class Norm(nn.RMSNorm):
+    """RMSNorm over the last dimension in the dtype of its input; torch's own warns about mixed ones."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x`` and result: [..., width]."""
+        return functional.rms_norm(x, self.normalized_shape) * self.weight.to(x.dtype)
 
 
 class Block(nn.Module):
@@ -40,8 +52,8 @@ class Block(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(width)
-        self.space = nn.Conv2d(width, width, 3, padding=1).to(memory_format=torch.channels_last)
+        self.norm = Norm(width)
+        self.space = nn.Conv2d(width, width, 3, padding=1)
         self.time = nn.Linear(3 * width, width)  # a convolution over time as one matrix product
         nn.init.zeros_(self.time.weight)
         nn.init.zeros_(self.time.bias)
@@ -63,7 +75,7 @@ class Residual(nn.Module):
         self.linear = nn.Linear(inputs, outputs)
         self.lift = nn.Linear(inputs, width)
         self.blocks = nn.Sequential(*(Block(width) for _ in range(blocks)))
-        self.norm = nn.RMSNorm(width)
+        self.norm = Norm(width)
         self.head = nn.Linear(width, outputs)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -112,7 +124,7 @@ class CausalVideoAutoencoder(nn.Module):
         return self.unpatchify(self.decoder(raw))
 
     def forward(self, video: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """For training: the reconstruction from latents plus ``noise`` [B, T', H', W', C], and those latents."""
+        """For training: the video rebuilt from latents plus ``noise`` [B, T', H', W', C], and the latents."""
         latents = self.encoder(self.patchify(video))
         return self.unpatchify(self.decoder(latents + noise)), latents
 

@@ -44,11 +44,12 @@ class AutoencoderSettings:
         for name in ("steps", "batch_per_rank", "log_every", "checkpoint_every"):
             found = getattr(self, name)
             require(found >= 1, f"autoencoder {name}: found {found}, must be at least 1")
-        require(self.learning_rate > 0, f"autoencoder learning_rate: found {self.learning_rate}, must be positive")
-        require(self.latent_noise >= 0, f"autoencoder latent_noise: found {self.latent_noise}, must not be negative")
-        require(self.kl_weight >= 0, f"autoencoder kl_weight: found {self.kl_weight}, must not be negative")
-        require(self.clip > 0, f"autoencoder clip: found {self.clip}, must be positive")
-        require(self.warmup >= 0, f"autoencoder warmup: found {self.warmup}, must not be negative")
+        for name in ("learning_rate", "clip"):
+            found = getattr(self, name)
+            require(found > 0, f"autoencoder {name}: found {found}, must be above 0")
+        for name in ("latent_noise", "kl_weight", "warmup", "weight_decay"):
+            found = getattr(self, name)
+            require(found >= 0, f"autoencoder {name}: found {found}, must not be negative")
 
 
 class AutoencoderTask:
@@ -100,7 +101,7 @@ class AutoencoderTask:
         self.optimizer.load_state_dict(state["optimizer"])
 
     def export(self, directory: Path) -> dict[str, Any]:
-        """Measure the latents' statistics on the train split and write the model; returns ``psnr`` by split."""
+        """Measure the statistics of the train split's latents, write the model; returns ``psnr`` by split."""
         self.model.eval()
         self._measure_latents()
         self.model.save(directory)

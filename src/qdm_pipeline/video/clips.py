@@ -2,8 +2,9 @@
 
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Iterator
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,29 +52,27 @@ class ClipSettings:
 def make_clips(settings: ClipSettings, folder: Path, run: Run) -> Handle:
     """Decode the videos of ``folder`` into clip shards in the run's directory.
 
-    Bad and too short videos are left out, each named in a warning and, with its reason, in the manifest's
-    ``skipped``. `InputError` if the table is wrong, too many videos are bad, or a split stays empty.
+    Bad and too short videos are named, with the reason, in a warning and in the manifest's ``skipped``; of a
+    long one the clips before its damage stay. `InputError` if the table is wrong, a split is empty, or more
+    than ``max_bad_fraction`` of the videos are bad.
     """
     videos = _with_splits(list_videos(folder), settings)
-    labels = {video.label for video in videos if video.label is not None}
-    classes = sorted(
-        labels, key=lambda label: (not label.isdecimal(), int(label) if label.isdecimal() else 0, label)
-    )
-    skipped: list[dict[str, str]] = []
+    _require_splits({video.split for video in videos}, folder)
+    classes = sorted({video.label for video in videos if video.label is not None})
+    skipped: list[dict[str, Any]] = []
     extra: dict[str, Any] = {
         "kind": "clips",
         "fps": settings.fps,
         "classes": classes or None,
         "skipped": skipped,  # filled while the samples are written, and so before the manifest is
     }
-    shards = write_shards(
-        run.directory, _samples(settings, folder, videos, classes, skipped), extra, settings.shard_size
+    samples = _samples(settings, folder, videos, classes, skipped)
+    shards = write_shards(run.directory, samples, extra, settings.shard_size)
+    counts = Counter(shards.column("split"))
+    _require_splits(set(counts), folder)
+    return run.finish(
+        shards.digest, {"clips": dict(counts), "classes": classes or None, "skipped": len(skipped)}
     )
-    counts = {split: len(shards.rows(split)) for split in SPLITS}
-    for split, count in counts.items():
-        if count == 0:
-            raise InputError(f"{folder}: no clip in split {split!r}; give more videos or a 'split' column")
-    return run.finish(shards.digest, {"clips": counts, "classes": classes or None, "skipped": len(skipped)})
 
 
 def _samples(
@@ -81,26 +80,26 @@ def _samples(
     folder: Path,
     videos: list[Video],
     classes: list[str],
-    skipped: list[dict[str, str]],
+    skipped: list[dict[str, Any]],
 ) -> Iterator[Sample]:
-    count = 0
+    ids = count()
     for video in tqdm(videos, desc="clips", unit="video"):
+        kept = 0
         try:
-            clips = _cut(decode_frames(folder / video.file, settings.size, settings.fps), settings)
-            for number, clip in enumerate(clips):
+            for clip in _cut(decode_frames(folder / video.file, settings.size, settings.fps), settings):
                 columns = {
-                    "id": count,
+                    "id": next(ids),
                     "file": video.file,
-                    "start": number * settings.frames / settings.fps,
+                    "start": kept * settings.frames / settings.fps,
                     "split": video.split,
                     "label": None if video.label is None else classes.index(video.label),
                     "caption": video.caption,
                 }
                 yield {"video": clip}, columns
-                count += 1
+                kept += 1
         except BadVideo as error:
             logger.warning("skipped %s: %s", video.file, error)
-            skipped.append({"file": video.file, "reason": str(error)})
+            skipped.append({"file": video.file, "reason": str(error), "clips_kept": kept})
             if len(skipped) > settings.max_bad_fraction * len(videos):
                 raise InputError(
                     f"{folder}: more than {settings.max_bad_fraction:.0%} of {len(videos)} videos are bad, "
@@ -110,15 +109,21 @@ def _samples(
 
 def _cut(frames: Iterator[Tensor], settings: ClipSettings) -> Iterator[Tensor]:
     """Clips uint8 [3, T, H, W] from consecutive frames; a rest shorter than a clip is left out."""
-    first = True
-    while len(part := list(islice(frames, settings.frames))) == settings.frames:
-        yield torch.stack(part, dim=1)
-        first = False
-        if settings.clips_per_video == "first":
+    for number in count():
+        part = list(islice(frames, settings.frames))
+        if len(part) == settings.frames:
+            yield torch.stack(part, dim=1)
+        elif number == 0:
+            rate = f"{len(part)} frames at {settings.fps} per second"
+            raise BadVideo(f"too short: {rate}, a clip has {settings.frames}")
+        if len(part) < settings.frames or settings.clips_per_video == "first":
             return
-    if first:
-        raise BadVideo(
-            f"too short: {len(part)} frames at {settings.fps} per second, a clip has {settings.frames}"
+
+
+def _require_splits(found: set[str | None], folder: Path) -> None:
+    if missing := [split for split in SPLITS if split not in found]:
+        raise InputError(
+            f"{folder}: no clip in split {', '.join(missing)}; add videos or mend column 'split'"
         )
 
 

@@ -1,12 +1,12 @@
 """Video files to frames of one size at one rate."""
 
 from collections.abc import Iterator
-from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import torch
+from av.container import InputContainer
 from av.video.reformatter import Interpolation, VideoReformatter
 from torch import Tensor
 
@@ -29,36 +29,37 @@ def decode_frames(path: Path, size: int, fps: float) -> Iterator[Tensor]:
                 raise BadVideo("no video stream")
             container.streams.video[0].codec_context.thread_count = 1
             reformatter = VideoReformatter()  # one for the file: setting one up costs more than a small frame
-            for frame in _at_rate(container, Fraction(fps).limit_denominator(100_000)):
+            for frame in _at_rate(container, fps):
                 yield _resize_crop(frame, size, reformatter)
     except av.error.FFmpegError as error:
         raise BadVideo(f"unreadable ({error.strerror})") from error
 
 
-def _at_rate(container: av.container.InputContainer, fps: Fraction) -> Iterator[av.VideoFrame]:
+def _at_rate(container: InputContainer, fps: float) -> Iterator[av.VideoFrame]:
     """The frame on show at 0, 1/fps, 2/fps, … after the first; frames repeat or drop out as needed.
 
     A frame may come an eighth of a period late, because containers round their time stamps.
     """
     stream = container.streams.video[0]
-    emitted, start, end, shown = 0, Fraction(0), Fraction(0), None
+    shown, start, end, emitted = None, 0.0, 0.0, 0
     for frame in container.decode(stream):
-        if frame.pts is None:
+        if frame.time is None:
             raise BadVideo("a frame has no time stamp")
-        time = frame.pts * frame.time_base
         if shown is None:
-            start = time
+            start = frame.time
         else:
-            while (emitted + Fraction(1, 8)) / fps < time - start:
+            while (emitted + 1 / 8) / fps < frame.time - start:
                 yield shown
                 emitted += 1
-        shown, end = frame, time - start + (frame.duration or 0) * frame.time_base
+        shown = frame
+        lasting = frame.duration * frame.time_base if frame.duration and frame.time_base else 1 / fps
+        end = frame.time - start + float(lasting)
     if shown is None:
         raise BadVideo("no frame")
-    promised = (stream.duration or 0) * stream.time_base
-    if end < promised * Fraction(9, 10):
-        raise BadVideo(f"truncated: frames for {float(end):.2f} of {float(promised):.2f} s")
-    while emitted == 0 or (emitted + Fraction(1, 2)) / fps < end:
+    promised = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
+    if end < 0.9 * promised:
+        raise BadVideo(f"truncated: frames for {end:.2f} of {promised:.2f} s")
+    while (emitted + 1 / 2) / fps < end or emitted == 0:
         yield shown
         emitted += 1
 

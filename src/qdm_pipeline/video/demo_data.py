@@ -59,7 +59,7 @@ class DemoSettings:
 
 
 def write_demo_videos(settings: DemoSettings, directory: Path) -> dict[str, Any]:
-    """Write ``videos/NNNNN.mp4``, ``metadata.csv`` and ``manifest.json`` into ``directory``, or keep what is there.
+    """Write ``videos/NNNNN.mp4``, ``metadata.csv`` and ``manifest.json``, or keep them if they are there.
 
     The table has the columns file, label, caption, split and source. The scans, and so the clips, are
     split by scan: no handwriting of the train split appears in another. Returns the manifest.

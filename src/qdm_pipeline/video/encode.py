@@ -30,7 +30,7 @@ class EncodeSettings:
 def encode_latents(
     settings: EncodeSettings, clips: ShardSet, autoencoder: CausalVideoAutoencoder, ranks: Ranks, run: Run
 ) -> Handle | None:
-    """Write the normalised latents of all ``clips`` into the run's directory; only the main rank does and returns.
+    """Write the normalised latents of all ``clips`` into the run's directory. Only the main rank does.
 
     `InputError` if the clips do not fit the autoencoder or a latent is not finite.
     """

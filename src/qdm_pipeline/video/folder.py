@@ -35,7 +35,7 @@ def videos_handle(folder: Path) -> Handle:
 
 
 def list_videos(folder: Path) -> list[Video]:
-    """All videos under ``folder``, or those of its metadata.csv (file and, optionally, label, caption, split).
+    """All videos under ``folder``, or those of its metadata.csv (file; optional: label, caption, split).
 
     `InputError` if there is no video, a row has no file, names one twice, or its split is unknown.
     """

@@ -1,20 +1,30 @@
 """Videos for people to look at: MP4 files and animated grids."""
 
 from pathlib import Path
+from typing import Any
 
 import av
 import torch
 from PIL import Image
 from torch import Tensor
 
-CRF = 10  # x264's constant rate factor; about 10 the eye sees no loss
+from qdm_pipeline.errors import InputError
+
+# About crf 10 the eye sees no loss. At small sizes x264's look-ahead for B-frames and macroblock trees reads
+# memory that nothing wrote, and the same frames gave different files: both are off.
+X264 = {"crf": "10", "preset": "veryfast", "x264-params": "bframes=0:mbtree=0"}
 
 
 def write_mp4(path: Path, video: Tensor, fps: int) -> None:
-    """Write ``video`` (uint8 RGB [3, T, H, W], even H and W) as H.264, the same bytes every time."""
+    """Write ``video`` (uint8 RGB [3, T, H, W]) as H.264, the same bytes every time.
+
+    `InputError` if H or W is odd, which the format cannot hold.
+    """
     _, _, height, width = video.shape
+    if height % 2 or width % 2:
+        raise InputError(f"{path}: a video of {width}x{height} cannot be written, both must be even")
     with av.open(str(path), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": str(CRF), "preset": "veryfast"})
+        stream = container.add_stream("libx264", rate=fps, options=X264)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.thread_count = 1
         for image in video.permute(1, 2, 3, 0).contiguous().numpy():
@@ -29,14 +39,14 @@ def write_grid(directory: Path, name: str, videos: Tensor, columns: int, fps: in
     """
     images = [Image.fromarray(frame.numpy()) for frame in _tile(videos, columns, scale)]
     first, rest = images[0], images[1:]
-    timing = {"save_all": True, "append_images": rest, "duration": round(1000 / fps), "loop": 0}
-    first.save(directory / f"{name}.webp", lossless=True, **timing)
-    first.save(directory / f"{name}.gif", **timing)
+    timing: dict[str, Any] = {"append_images": rest, "duration": round(1000 / fps), "loop": 0}
+    first.save(directory / f"{name}.webp", save_all=True, lossless=True, **timing)
+    first.save(directory / f"{name}.gif", save_all=True, **timing)
     images[len(images) // 2].save(directory / f"{name}.png")
 
 
 def _tile(videos: Tensor, columns: int, scale: int) -> Tensor:
-    """Frames of the grid, uint8 [T, rows·scale·(H + 1), columns·scale·(W + 1), 3], a thin grey line between."""
+    """Frames of the grid, uint8 [T, rows·scale·(H + 1), columns·scale·(W + 1), 3], grey lines between."""
     count, _, frames, height, width = videos.shape
     rows = -(-count // columns)
     tiles = torch.full((rows * columns, 3, frames, height + 1, width + 1), 64, dtype=torch.uint8)

@@ -31,7 +31,7 @@ class ShardSet:
     """Read-only, memory-mapped view of a finished directory of shards."""
 
     def __init__(self, directory: Path) -> None:
-        """Open ``directory``; `InputError` if it is missing, unfinished or a file in it has the wrong size."""
+        """Open ``directory``; `InputError` if it is missing, unfinished or a file has a wrong size."""
         if not (directory / "manifest.json").exists():
             raise InputError(f"{directory}: no manifest.json, so no (finished) shards")
         self.directory = directory

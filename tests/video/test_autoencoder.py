@@ -1,0 +1,151 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from qdm_pipeline.errors import InputError
+from qdm_pipeline.handle import Handle
+from qdm_pipeline.ranks import Ranks
+from qdm_pipeline.run import Run
+from qdm_pipeline.video.autoencoder import (
+    AutoencoderConfig,
+    CausalVideoAutoencoder,
+    load_autoencoder,
+    to_float,
+)
+from qdm_pipeline.video.autoencoder_task import AutoencoderSettings, AutoencoderTask
+from qdm_pipeline.video.encode import EncodeSettings, encode_latents
+from qdm_pipeline.video.shards import ShardSet
+
+CONFIG = AutoencoderConfig(
+    channels=3, latent_channels=16, time_patch=4, space_patch=8, width=16, encoder_blocks=1, decoder_blocks=1
+)
+SETTINGS = AutoencoderSettings(
+    model=CONFIG, latent_noise=0.1, kl_weight=0.002, precision="fp32", steps=30, batch_per_rank=8,
+    learning_rate=3e-3, warmup=5, weight_decay=0.0, clip=1.0, log_every=10, checkpoint_every=10, seed=0,
+)  # fmt: skip
+
+
+def trained(task: AutoencoderTask, first: int, last: int) -> list[float]:
+    return [float(task.train_step(step)["error"]) for step in range(first, last)]
+
+
+def busy(model: CausalVideoAutoencoder) -> CausalVideoAutoencoder:
+    """``model`` with every residual branch switched on."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def test_shapes_for_several_sizes() -> None:
+    model = CausalVideoAutoencoder(CONFIG)
+    for frames, height, width in ((1, 32, 32), (9, 32, 32), (17, 16, 40)):
+        video = torch.randn(2, 3, frames, height, width)
+        latents = model.encode(video)
+        assert latents.shape == (2, *model.latent_shape(frames, height, width))
+        assert latents.shape == (2, 16, (frames - 1) // 4 + 1, height // 8, width // 8)
+        assert model.decode(latents).shape == video.shape
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"), [((8, 32, 32), r"8 frames, must be 4k \+ 1"), ((9, 32, 36), "36x32")]
+)
+def test_sizes_that_do_not_fit_are_refused(shape: tuple[int, int, int], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        CausalVideoAutoencoder(CONFIG).encode(torch.zeros(1, 3, *shape))
+
+
+def test_patches_round_trip() -> None:
+    model, video = CausalVideoAutoencoder(CONFIG), torch.randn(2, 3, 9, 16, 24)
+    assert torch.equal(model.unpatchify(model.patchify(video)), video)
+
+
+def test_no_latent_and_no_frame_looks_ahead() -> None:
+    torch.manual_seed(0)
+    model, video = busy(CausalVideoAutoencoder(CONFIG)), torch.randn(1, 3, 13, 16, 16)
+    latents = model.encode(video)
+    torch.testing.assert_close(model.encode(video[:, :, :5]), latents[:, :, :2])
+    torch.testing.assert_close(model.decode(latents[:, :, :2]), model.decode(latents)[:, :, :5])
+
+
+def test_pca_start_is_whitened_and_beats_the_mean(demo_clips: ShardSet) -> None:
+    video = to_float(demo_clips.gather("video", demo_clips.rows("train")))
+    model = CausalVideoAutoencoder(CONFIG)
+    model.start_as_pca(video)
+    latents = model.encode(video)
+    torch.testing.assert_close(latents.mean((0, 2, 3, 4)), torch.zeros(16), atol=1e-4, rtol=0)
+    torch.testing.assert_close(latents.std((0, 2, 3, 4)), torch.ones(16), atol=1e-2, rtol=0)
+    held_out = to_float(demo_clips.gather("video", demo_clips.rows("test")))
+    error = (model.decode(model.encode(held_out)) - held_out).square().mean()
+    assert error < 0.25 * (held_out - video.mean(0)).square().mean()
+
+
+def test_training_lowers_the_error_and_export_normalises(demo_clips: ShardSet, tmp_path: Path) -> None:
+    task = AutoencoderTask(SETTINGS, demo_clips, Ranks())
+    errors = trained(task, 0, 30)
+    assert sum(errors[-5:]) < 0.9 * sum(errors[:5])
+    metadata = task.export(tmp_path)
+    assert 18 < metadata["psnr"]["validation"] < 40
+    model = load_autoencoder(tmp_path)
+    latents = model.encode(to_float(demo_clips.gather("video", demo_clips.rows("train"))))
+    torch.testing.assert_close(latents.mean((0, 2, 3, 4)), torch.zeros(16), atol=1e-4, rtol=0)
+    torch.testing.assert_close(latents.std((0, 2, 3, 4)), torch.ones(16), atol=1e-3, rtol=0)
+
+
+def test_resumed_training_is_the_same_training(demo_clips: ShardSet, tmp_path: Path) -> None:
+    whole = AutoencoderTask(SETTINGS, demo_clips, Ranks())
+    expected = trained(whole, 0, 6)
+    first = AutoencoderTask(SETTINGS, demo_clips, Ranks())
+    trained(first, 0, 3)
+    torch.save(first.state_dict(), tmp_path / "state.pt")
+    second = AutoencoderTask(SETTINGS, demo_clips, Ranks())
+    second.load_state_dict(torch.load(tmp_path / "state.pt"))
+    assert trained(second, 3, 6) == expected[3:]
+
+
+def test_save_and_load_are_bit_identical(tmp_path: Path) -> None:
+    model, video = busy(CausalVideoAutoencoder(CONFIG)), torch.randn(2, 3, 9, 16, 16)
+    model.save(tmp_path)
+    again = load_autoencoder(tmp_path)
+    assert not again.training
+    assert torch.equal(again.encode(video), model.encode(video))
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="model.safetensors"):
+        load_autoencoder(tmp_path)
+
+
+def test_the_task_refuses_clips_of_a_wrong_length(demo_clips: ShardSet) -> None:
+    with pytest.raises(InputError, match="9 frames, must be 6k"):
+        AutoencoderTask(replace(SETTINGS, model=replace(CONFIG, time_patch=6)), demo_clips, Ranks())
+
+
+def encode(model: CausalVideoAutoencoder, clips: ShardSet, root: Path) -> ShardSet:
+    settings = EncodeSettings(batch=25, shard_size=50)
+    inputs = {
+        "clips": Handle("clips", clips.directory, clips.digest),
+        "autoencoder": Handle("autoencoder", root, "ab"),
+    }
+    handle = encode_latents(settings, clips, model, Ranks(), Run.create("latents", settings, inputs, root))
+    assert handle is not None
+    return ShardSet(handle.path)
+
+
+def test_latents_keep_the_columns_and_the_order(demo_clips: ShardSet, tmp_path: Path) -> None:
+    model = CausalVideoAutoencoder(CONFIG)
+    latents = encode(model, demo_clips, tmp_path)
+    assert latents.manifest["shape"] == [16, 3, 4, 4] and latents.manifest["autoencoder"] == "ab"
+    for name in ("id", "file", "start", "split", "label", "caption"):
+        assert latents.column(name) == demo_clips.column(name)
+    rows = torch.tensor([83, 7])
+    with torch.no_grad():
+        expected = model.encode(to_float(demo_clips.gather("video", rows)))
+    torch.testing.assert_close(latents.gather("latent", rows), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_latents_that_are_not_finite_are_refused(demo_clips: ShardSet, tmp_path: Path) -> None:
+    model = CausalVideoAutoencoder(CONFIG)
+    model.std.zero_()
+    with pytest.raises(InputError, match="clip 0 of videos/00000.mp4: its latents are not finite"):
+        encode(model, demo_clips, tmp_path)
