@@ -1,0 +1,93 @@
+"""From nothing to the report on two ranks, with everything tiny; then the same command again."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+from kedro.framework.project import configure_project
+from kedro.framework.session import KedroSession
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project of its own that shares code and configuration with this one, after one run of everything."""
+    project = tmp_path_factory.mktemp("project")
+    shutil.copytree(ROOT / "conf", project / "conf", ignore=shutil.ignore_patterns("local"))
+    shutil.copytree(ROOT / "tests/tiny", project / "conf/tiny")
+    kedro_run(project, "demo_data")
+    kedro_run(project, "__default__")
+    return project
+
+
+def kedro_run(project: Path, pipeline: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(project)
+        configure_project("qdm_pipeline")
+        with KedroSession.create(project, env="tiny") as session:
+            session.run(pipeline_names=[pipeline])
+
+
+def runs(project: Path) -> list[Run]:
+    client = MlflowClient(f"sqlite:///{project}/mlflow.db")
+    experiment = client.get_experiment_by_name("qdm-pipeline")
+    assert experiment is not None
+    return client.search_runs([experiment.experiment_id])  # newest first
+
+
+def test_the_metrics_have_a_row_for_all_that_is_compared(project: Path) -> None:
+    metrics = json.loads((project / "data/08_reporting/metrics.json").read_text())
+    rows = {row["name"]: row for row in metrics["rows"]}
+    assert set(rows) == {
+        "teacher", "teacher-quantized", "teacher-few-step", "student", "real", "reconstruction",
+    }  # fmt: skip
+    for name in ("teacher", "student"):
+        for key in ("nfe", "frechet", "accuracy", "utilization", "perplexity", "seconds_per_clip"):
+            assert isinstance(rows[name][key], int | float), (name, key)
+    assert rows["student"]["nfe"] == 4
+    assert rows["teacher"]["nfe"] == 6  # 3 steps, each with and without the condition
+    assert rows["reconstruction"]["psnr"] > 10
+    assert "classifier" in metrics["metric"]
+
+
+def test_there_is_something_to_look_at(project: Path) -> None:
+    report = project / "data/08_reporting/report.html"
+    assert "student" in report.read_text()
+    for name in ("reconstructions.webp", "student_samples.webp", "teacher_curves.png"):
+        assert (project / "data/08_reporting" / name).stat().st_size > 1000
+    handle = json.loads((project / "data/07_model_output/student_samples.json").read_text())
+    samples = project / "data/07_model_output" / handle["path"]
+    assert len(list((samples / "videos").glob("*.mp4"))) == 10
+    assert {path.name for path in samples.glob("grid.*")} == {"grid.webp", "grid.gif", "grid.png"}
+
+
+def test_mlflow_has_the_whole_record(project: Path) -> None:
+    run = runs(project)[0]
+    assert run.info.status == "FINISHED"
+    assert run.data.params["teacher.steps"] == "6"
+    assert {"classifier/loss", "student/frechet", "real/accuracy"} <= set(run.data.metrics)
+    for job in ("autoencoder", "teacher", "student"):
+        assert any(name.startswith(f"{job}/") for name in run.data.metrics)
+    folders = {
+        file.path for file in MlflowClient(f"sqlite:///{project}/mlflow.db").list_artifacts(run.info.run_id)
+    }
+    assert folders == {"curves", "report", "samples"}
+
+
+def test_the_same_command_again_does_nothing_twice(project: Path, caplog: pytest.LogCaptureFixture) -> None:
+    weights = sorted(project.glob("data/*/*/*.safetensors"))
+    before = [path.stat().st_mtime_ns for path in weights]
+    with caplog.at_level(logging.INFO, logger="qdm_pipeline"):
+        kedro_run(project, "__default__")
+    assert [path.stat().st_mtime_ns for path in weights] == before
+    assert sum("already complete, reused" in record.message for record in caplog.records) == 9
+    assert not any("starting" in record.message for record in caplog.records)
+    curve = MlflowClient(f"sqlite:///{project}/mlflow.db").get_metric_history(
+        runs(project)[0].info.run_id, "classifier/loss"
+    )
+    assert [point.step for point in curve] == [2, 4]
