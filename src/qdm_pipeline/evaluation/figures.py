@@ -95,4 +95,4 @@ def _style(axis: Axes) -> None:
     axis.spines["bottom"].set_color(MUTED)
     axis.grid(True, color=GRID, linewidth=0.7)
     axis.set_axisbelow(True)
-    axis.tick_params(colors=MUTED, labelsize=8, length=0)
+    axis.tick_params(which="both", colors=MUTED, labelsize=8, length=0)

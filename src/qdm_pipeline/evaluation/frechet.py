@@ -57,16 +57,19 @@ class Moments:
 def frechet_distance(a: Moments, b: Moments) -> float:
     """``|μa − μb|² + tr(Σa + Σb − 2 (Σa Σb)^½)`` (Dowson and Landau 1982), never below zero.
 
-    With Σa = F Fᵀ, the trace of the root is the sum of the roots of the eigenvalues of the symmetric
-    Fᵀ Σb F. F holds the numerical range of Σa only, so fewer samples than dimensions do no harm.
+    With Σ = F Fᵀ on both sides the trace of the root is the nuclear norm of Faᵀ Fb. Its singular values
+    are exact to rounding; roots of the eigenvalues of a product would keep half of the digits only.
     """
-    covariance_a, covariance_b = a.covariance(), b.covariance()
-    values, vectors = torch.linalg.eigh(covariance_a)
+    root = torch.linalg.matrix_norm(_factor(a).T @ _factor(b), "nuc")
+    spread = a.covariance().trace() + b.covariance().trace()
+    return max(0.0, float((a.mean - b.mean).square().sum() + spread - 2 * root))
+
+
+def _factor(moments: Moments) -> Tensor:
+    """F [D, rank] with F Fᵀ the covariance: only its numerical range, so few samples make it small."""
+    values, vectors = torch.linalg.eigh(moments.covariance())
     kept = values > values[-1].clamp(min=0) * len(values) * torch.finfo(values.dtype).eps
-    factor = vectors[:, kept] * values[kept].sqrt()
-    roots = torch.linalg.eigvalsh(factor.T @ covariance_b @ factor).clamp(min=0).sqrt()
-    trace = covariance_a.trace() + covariance_b.trace() - 2 * roots.sum()
-    return max(0.0, float((a.mean - b.mean).square().sum() + trace))
+    return vectors[:, kept] * values[kept].sqrt()
 
 
 @dataclass(frozen=True)
