@@ -79,7 +79,8 @@ def evaluate_samples(run: Run, ranks: Ranks) -> None:
         load_autoencoder(inputs["autoencoder"].path),
         load_classifier(inputs["classifier"].path),
     )
-    sets = [handle.path for handle in inputs.values() if handle.kind == "samples"]
+    samples = [handle for handle in inputs.values() if handle.kind == "samples"]
+    sets = [handle.path for handle in sorted(samples, key=lambda handle: -handle.metadata["nfe"])]
     teacher, _ = load_predictor(inputs["teacher"].path)
     decoders = {inputs["teacher_samples"].metadata["name"]: teacher.to(ranks.device).decode_codes}
     metrics = evaluate(settings, sets, data, decoders, ranks)
