@@ -1,4 +1,4 @@
-"""Settings: frozen dataclasses without defaults, so that a value lives in exactly one place, the conf folder."""
+"""Settings: frozen dataclasses without defaults, so that a value lives in one place, the conf folder."""
 
 from dataclasses import dataclass, fields, is_dataclass
 from types import UnionType
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def settings(cls: type[T]) -> type[T]:
-    """Make ``cls`` a frozen, keyword-only dataclass from which pydantic, at Kedro's door, takes no unknown key.
+    """Make ``cls`` a frozen, keyword-only dataclass of which pydantic, at the door, takes no unknown key.
 
     Training code needs no pydantic: it is handed values that were validated before they were written.
     """

@@ -44,7 +44,7 @@ class Ranks:
         if self.world == 1:
             return module
         ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
+        return DistributedDataParallel(module, device_ids=ids, forward_sync_buffers=False)
 
     @staticmethod
     def no_sync(module: nn.Module) -> AbstractContextManager[None]:

@@ -117,9 +117,6 @@ class QuantizedDiffusionPredictor(nn.Module):
         ):  # adaLN-zero: every block starts as the identity
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
-        for embedding in (self.class_embedding, self.word_embedding):
-            if embedding is not None:
-                nn.init.normal_(embedding.weight, std=0.02)
 
     def forward(
         self, x_t: Tensor, t: Tensor, condition: Condition, path: Path = "continuous", collect: bool = False
@@ -166,10 +163,9 @@ class QuantizedDiffusionPredictor(nn.Module):
         To the bit, in any batch: all behind the codebook is affine, so a sample is a sum of rows of a small
         table, while the bits of a matrix product would depend on how many rows it has.
         """
-        projection = self.final_proj.weight.flatten(1).float()
         with torch.autocast(codes.device.type, enabled=False):
-            table = self.quantizer.group_embeddings() @ projection.T  # [G, K, C]
-            x0 = F.linear(self.quantizer.project_out.bias.float(), projection, self.final_proj.bias.float())
+            table = self.quantizer.group_embeddings() @ self.final_proj.weight.flatten(1).float().T  # [G, K, C]
+            x0 = self._project(self.quantizer.project_out.bias.view(1, 1, 1, 1, -1)).flatten().float()
             for group, chosen in zip(table, codes.long().unbind(1), strict=True):
                 x0 = x0 + group[chosen]
         return rearrange(x0, "b t h w c -> b c t h w").contiguous()
