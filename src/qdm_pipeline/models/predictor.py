@@ -164,7 +164,8 @@ class QuantizedDiffusionPredictor(nn.Module):
         table, while the bits of a matrix product would depend on how many rows it has.
         """
         with torch.autocast(codes.device.type, enabled=False):
-            table = self.quantizer.group_embeddings() @ self.final_proj.weight.flatten(1).float().T  # [G, K, C]
+            projection = self.final_proj.weight.flatten(1).float()
+            table = self.quantizer.group_embeddings() @ projection.T  # [G, K, C]
             x0 = self._project(self.quantizer.project_out.bias.view(1, 1, 1, 1, -1)).flatten().float()
             for group, chosen in zip(table, codes.long().unbind(1), strict=True):
                 x0 = x0 + group[chosen]
