@@ -23,7 +23,7 @@ from qdm_pipeline.training.conditions import from_captions
 from qdm_pipeline.training.denoiser import GuidedDenoiser
 from qdm_pipeline.training.model_files import load_predictor
 from qdm_pipeline.training.teacher import Precision, ScheduleSettings
-from qdm_pipeline.video.autoencoder import CausalVideoAutoencoder, load_autoencoder
+from qdm_pipeline.video.autoencoder import CausalVideoAutoencoder, load_autoencoder, to_uint8
 from qdm_pipeline.video.media import write_grid, write_mp4
 
 
@@ -159,8 +159,7 @@ def _write(
     save_file(tensors, directory / "samples.safetensors")
     device = next(autoencoder.parameters()).device
     with torch.inference_mode():
-        decoded = autoencoder.decode(tensors["latents"][: settings.videos].to(device)).cpu()
-    videos = ((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        videos = to_uint8(autoencoder.decode(tensors["latents"][: settings.videos].to(device))).cpu()
     (directory / "videos").mkdir(exist_ok=True)
     for index, video in enumerate(videos):
         write_mp4(directory / "videos" / f"{index:05d}.mp4", video, settings.fps)
