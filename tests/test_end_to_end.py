@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 
@@ -91,3 +92,11 @@ def test_the_same_command_again_does_nothing_twice(project: Path, caplog: pytest
         runs(project)[0].info.run_id, "classifier/loss"
     )
     assert [point.step for point in curve] == [2, 4]
+
+
+def test_the_code_in_the_readme_runs(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})

@@ -21,16 +21,17 @@ def jobs_of_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([SITE, os.environ.get("PYTHONPATH", "")]))
 
 
-def test_two_ranks_work_together_and_a_finished_job_is_reused(tmp_path: Path) -> None:
+def test_two_ranks_work_together_and_a_finished_job_is_reused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = Run.create("sum", {}, {}, tmp_path)
     before = signal.getsignal(signal.SIGINT)
     handle = run_job(run, 2)
     assert handle.metadata == {"total": 3, "threads": 1}
     assert handle.path == run.directory
     assert signal.getsignal(signal.SIGINT) is before
-    started = time.monotonic()
+    monkeypatch.setattr("qdm_pipeline.launch.agent.elastic_launch", None)  # nothing is started again
     assert run_job(run, 2) == handle
-    assert time.monotonic() - started < 0.5
 
 
 def test_the_failing_rank_speaks(tmp_path: Path) -> None:

@@ -38,6 +38,11 @@ DISTILL = COMMON | dict(
 
 
 @pytest.fixture
+def teacher_settings():
+    return TEACHER
+
+
+@pytest.fixture
 def tiny_model():
     return TEACHER["model"]
 
