@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from qdm_pipeline.diffusion.guidance import guide
+from qdm_pipeline.diffusion.guidance import guide, rescale
 from qdm_pipeline.diffusion.sampler import ddim, renoise
 from qdm_pipeline.diffusion.schedule import Schedule
 
@@ -73,3 +73,11 @@ def test_ddim_golden_sum():
 def test_guidance_formula():
     u, c = torch.tensor([1.0]), torch.tensor([3.0])
     assert guide(u, c, 0) == u and guide(u, c, 1) == c and guide(u, c, 1.5) == 4
+
+
+def test_rescaling_gives_back_the_contrast_of_the_conditional():
+    c, u = torch.randn(3, 4, 5), torch.randn(3, 4, 5)
+    guided = guide(u, c, 4.0)
+    deviations = [x.flatten(1).std(1) for x in (rescale(guided, c, 1.0), c, rescale(guided, c, 0.5), guided)]
+    assert torch.allclose(deviations[0], deviations[1]) and torch.equal(rescale(guided, c, 0.0), guided)
+    assert torch.allclose(deviations[2], (deviations[1] + deviations[3]) / 2)

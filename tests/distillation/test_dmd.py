@@ -36,7 +36,7 @@ def predictor():
 
 
 def make(path="quantized", guidance=1.5):
-    return QuantizedDiffusionDMD(predictor(), Schedule("flow"), (1.0, 0.5), path, guidance, 20.0)
+    return QuantizedDiffusionDMD(predictor(), Schedule("flow"), (1.0, 0.5), path, guidance, 0.5, 20.0)
 
 
 CONDITION = Condition(torch.tensor([0, 1]))

@@ -27,6 +27,7 @@ DISTILL = COMMON | dict(
     times=(1.0, 0.5),
     path="quantized",
     guidance=1.5,
+    guidance_rescale=0.5,
     critic_updates=3,
     low=0.02,
     high=0.98,

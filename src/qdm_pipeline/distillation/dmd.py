@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from qdm_pipeline.diffusion.guidance import guide
+from qdm_pipeline.diffusion.guidance import guide, rescale
 from qdm_pipeline.diffusion.schedule import Schedule
 from qdm_pipeline.distillation.denoising import Denoising
 from qdm_pipeline.distillation.losses import matching_gradient, matching_loss
@@ -38,6 +38,7 @@ class QuantizedDiffusionDMD(nn.Module):
         times: Sequence[float],
         path: Path,
         guidance: float,
+        guidance_rescale: float,
         weight_limit: float,
     ) -> None:
         super().__init__()
@@ -51,7 +52,7 @@ class QuantizedDiffusionDMD(nn.Module):
         self.denoising: nn.Module = Denoising(fake, schedule, weight_limit, 0.0, 0.0)
         self.student, self.fake_score = student, fake
         self.schedule = schedule
-        self.guidance = guidance
+        self.guidance, self.guidance_rescale = guidance, guidance_rescale
 
     def student_loss(
         self, noise: Tensor, last: int, t: Tensor, renoise: Tensor, condition: Condition
@@ -80,4 +81,5 @@ class QuantizedDiffusionDMD(nn.Module):
         conditional: Tensor = self.teacher(x_t, t, condition).x0
         if self.guidance == 1:
             return conditional
-        return guide(self.teacher(x_t, t, condition.unconditional()).x0, conditional, self.guidance)
+        guided = guide(self.teacher(x_t, t, condition.unconditional()).x0, conditional, self.guidance)
+        return rescale(guided, conditional, self.guidance_rescale)

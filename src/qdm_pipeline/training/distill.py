@@ -27,6 +27,7 @@ class DistillSettings:
     times: tuple[float, ...]  # the student's steps, for training and sampling
     path: Literal["continuous", "quantized"]
     guidance: float  # of the teacher, see diffusion.guidance
+    guidance_rescale: float  # 0: plain guidance, 1: with the contrast of the unguided prediction
     critic_updates: int  # updates of the fake score before each update of the student
     low: float  # times at which the scores are compared
     high: float
@@ -51,6 +52,8 @@ class DistillSettings:
         require(
             0 < self.low < self.high < 1, f"low, high: found {self.low}, {self.high}; need 0 < low < high < 1"
         )
+        rescale = self.guidance_rescale
+        require(0 <= rescale <= 1, f"guidance_rescale: found {rescale}, must be in [0, 1]")
         for name in ("critic_updates", "batch", "accumulation", "steps", "log_every", "checkpoint_every"):
             require(getattr(self, name) >= 1, f"{name}: found {getattr(self, name)}, must be at least 1")
 
@@ -84,6 +87,7 @@ class DistillTask:
             settings.times,
             settings.path,
             settings.guidance,
+            settings.guidance_rescale,
             settings.weight_limit,
         )
         self.dmd.rollout = self.wrapped_student = ranks.wrap(self.dmd.rollout)
