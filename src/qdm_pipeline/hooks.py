@@ -32,7 +32,9 @@ class InputHook:
         previous = sys.excepthook
 
         def show(kind: type[BaseException], error: BaseException, stack: TracebackType | None) -> None:
-            cause = error.__cause__ if isinstance(error, DatasetError) else error
+            cause: BaseException | None = error
+            while isinstance(cause, DatasetError):  # Kedro wraps what a dataset raises, once or twice
+                cause = cause.__cause__
             if isinstance(cause, InputError):
                 print(f"{type(cause).__name__}: {cause}", file=sys.stderr)
             elif isinstance(cause, WorkerError):  # the failed node has shown the rest
