@@ -87,7 +87,7 @@ class VectorQuantizer(nn.Module):
         self.register_buffer("sums", start.clone())
         self.register_buffer("initialised", torch.tensor(False))
         self._collected: list[tuple[Tensor, Tensor]] = []  # (tokens, codes) since the last commit
-        self.non_finite = 0  # tokens left out since the last commit
+        self.non_finite = 0  # tokens left out by all commits so far
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "VectorQuantizer":
         """Follow to another device, but keep the codebook in float32 (a bf16 EMA stands still)."""

@@ -1,5 +1,7 @@
 """Samples to numbers and a report."""
 
+import shlex
+import sys
 from pathlib import Path
 from platform import python_version
 from typing import Any
@@ -64,7 +66,7 @@ def write_report(metrics: dict[str, Any], evaluation: Handle, *models: Handle) -
         load_file(evaluation.path / "gallery.safetensors"),
         {kind: run.settings for kind, run in {**runs, "evaluation": judged}.items()},
         {
-            "Command": "kedro run",
+            "Command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "Commit": f"{commit(code) or 'none'}{' with changes' if changed(code) else ''}",
             "Versions": f"qdm-pipeline {__version__}, torch {torch.__version__}, Python {python_version()}",
         },
