@@ -20,10 +20,17 @@ SHAPE = (2, 3, 1, 2, 2)
 
 def predictor():
     quantizer = QuantizerSettings(
-        codebook_size=16, codebook_dim=2, groups=2, decay=0.9, revival_threshold=0.1
+        kind="vq", codebook_size=16, codebook_dim=2, groups=2, decay=0.9, revival_threshold=0.1
     )
     size = PredictorSettings(
-        width=16, depth=1, heads=2, patch=(1, 1, 1), embedding_dim=8, quantizer=quantizer
+        attention="full",
+        residual_dim=0,
+        width=16,
+        depth=1,
+        heads=2,
+        patch=(1, 1, 1),
+        embedding_dim=8,
+        quantizer=quantizer,
     )
     torch.manual_seed(0)
     model = QuantizedDiffusionPredictor(

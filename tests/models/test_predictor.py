@@ -15,10 +15,17 @@ from qdm_pipeline.models.transformer import rotary_angles, rotate
 
 def make(patch=(1, 1, 1), classes=("a", "b"), vocabulary=(), width=32):
     quantizer = QuantizerSettings(
-        codebook_size=32, codebook_dim=2, groups=4, decay=0.9, revival_threshold=0.1
+        kind="vq", codebook_size=32, codebook_dim=2, groups=4, decay=0.9, revival_threshold=0.1
     )
     size = PredictorSettings(
-        width=width, depth=2, heads=2, patch=patch, embedding_dim=24, quantizer=quantizer
+        attention="full",
+        residual_dim=0,
+        width=width,
+        depth=2,
+        heads=2,
+        patch=patch,
+        embedding_dim=24,
+        quantizer=quantizer,
     )
     torch.manual_seed(0)
     config = PredictorConfig(

@@ -1,11 +1,15 @@
 import pytest
 import torch
 
-from qdm_pipeline.models.quantizer import QuantizerSettings, VectorQuantizer, nearest
+from qdm_pipeline.models.quantizer import QuantizerSettings, VectorQuantizer
+from qdm_pipeline.models.search import CHUNK_SCORES, nearest
 
 
 def make(**changes):
-    settings = dict(codebook_size=16, codebook_dim=3, groups=2, decay=0.9, revival_threshold=0.1) | changes
+    settings = (
+        dict(kind="vq", codebook_size=16, codebook_dim=3, groups=2, decay=0.9, revival_threshold=0.1)
+        | changes
+    )
     torch.manual_seed(0)
     return VectorQuantizer(12, QuantizerSettings(**settings))
 
@@ -19,7 +23,7 @@ def test_nearest_agrees_with_all_distances_in_float64():
 def test_chunks_do_not_change_the_choice(monkeypatch):
     tokens, codebook = torch.randn(2, 101, 4), torch.randn(2, 16, 4)
     whole = nearest(tokens, codebook)
-    monkeypatch.setattr("qdm_pipeline.models.quantizer.CHUNK_SCORES", 7 * 32)
+    monkeypatch.setitem(CHUNK_SCORES, "cpu", 7 * 32 * 2)
     assert torch.equal(nearest(tokens, codebook), whole)
 
 
@@ -52,7 +56,7 @@ def test_only_commit_moves_the_codebook_and_only_from_collected_tokens():
     quantizer = make()
     before = quantizer.codebook.clone()
     quantizer(torch.randn(50, 12))
-    assert quantizer.commit(0, 0) == {"codes_replaced": 0.0}
+    assert float(quantizer.commit(0, 0)["codebook/replaced"]) == 0
     quantizer(torch.randn(50, 12), collect=True)
     assert torch.equal(quantizer.codebook, before)
     quantizer.commit(0, 1)
@@ -94,7 +98,7 @@ def test_dead_codes_are_revived_from_data():
     replaced = 0.0
     for step in range(1, 60):
         quantizer(torch.randn(400, 12), collect=True)
-        replaced += quantizer.commit(0, step)["codes_replaced"]
+        replaced += quantizer.commit(0, step)["codebook/replaced"]
     assert replaced >= 1
     assert quantizer(torch.randn(4000, 12)).codes[:, 0].unique().numel() == 8
 
@@ -107,8 +111,8 @@ def test_non_finite_tokens_are_counted_and_left_out():
         torch.cat([embedding, torch.full((1, 12), float("nan")), torch.full((1, 12), float("inf"))]),
         collect=True,
     )
-    clean.commit(0, 0), dirty.commit(0, 0)
-    assert dirty.non_finite == 2
+    clean.commit(0, 0)
+    assert dirty.commit(0, 0)["codebook/left_out"] == 2
     assert dirty.codebook.isfinite().all() and torch.equal(dirty.counts, clean.counts)
 
 

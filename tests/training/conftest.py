@@ -10,11 +10,29 @@ from qdm_pipeline.video.shards import write_shards
 OPTIMIZER = dict(
     lr=1e-3, muon_lr=1e-2, betas=(0.9, 0.99), weight_decay=0.0, clip=1.0, warmup=2, decay=True
 )  # fmt: skip
-COMMON = dict(batch=4, accumulation=1, precision="fp32", seed=3, log_every=1, checkpoint_every=2, ema=0.9)
-QUANTIZER = dict(codebook_size=16, codebook_dim=2, groups=2, decay=0.9, revival_threshold=0.1)
+COMMON = dict(
+    batch=4,
+    accumulation=1,
+    precision="fp32",
+    checkpoint_activations=False,
+    seed=3,
+    log_every=1,
+    checkpoint_every=2,
+    ema=0.9,
+)
+QUANTIZER = dict(kind="vq", codebook_size=16, codebook_dim=2, groups=2, decay=0.9, revival_threshold=0.1)
 TEACHER = COMMON | dict(
-    model=dict(width=16, depth=1, heads=2, patch=(1, 1, 1), embedding_dim=8, quantizer=QUANTIZER),
-    schedule=dict(name="flow", shift=1.0, low=0.0, high=1.0),
+    model=dict(
+        width=16,
+        depth=1,
+        heads=2,
+        patch=(1, 1, 1),
+        attention="full",
+        embedding_dim=8,
+        residual_dim=0,
+        quantizer=QUANTIZER,
+    ),
+    schedule=dict(name="flow", shift=1.0, low=0.0, high=1.0, density="uniform"),
     optimizer=OPTIMIZER,
     condition="class",
     condition_dropout=0.1,

@@ -3,11 +3,13 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 Curve = Callable[[Tensor], tuple[Tensor, Tensor]]
+Density = Literal["uniform", "logit-normal"]
 
 
 def _flow(t: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,10 +93,19 @@ class Schedule:
         """Apply the shift to times."""
         return self.shift * t / (1 + (self.shift - 1) * t)
 
-    def draw_times(self, count: int, low: float, high: float, generator: torch.Generator) -> Tensor:
-        """Training times [count], uniform in [low, high], then shifted; on the generator's device."""
-        uniform = torch.rand(count, generator=generator, device=generator.device)
-        return self.warp(low + (high - low) * uniform)
+    def draw_times(
+        self, count: int, low: float, high: float, generator: torch.Generator, density: Density = "uniform"
+    ) -> Tensor:
+        """Training times [count] in [low, high], then shifted; on the generator's device.
+
+        ``logit-normal``: the sigmoid of a standard normal, which favours the middle (Esser et al. 2024,
+        arXiv:2403.03206, section 3.1).
+        """
+        if density == "uniform":
+            fraction = torch.rand(count, generator=generator, device=generator.device)
+        else:
+            fraction = torch.randn(count, generator=generator, device=generator.device).sigmoid()
+        return self.warp(low + (high - low) * fraction)
 
     def spaced(self, steps: int, low: float = 0.0, high: float = 1.0) -> tuple[float, ...]:
         """``steps`` times that fall evenly from ``high`` towards ``low`` (not reached), then shifted."""

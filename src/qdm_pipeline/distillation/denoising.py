@@ -9,12 +9,13 @@ from qdm_pipeline.models.predictor import Condition, QuantizedDiffusionPredictor
 
 
 class DenoisingLoss(NamedTuple):
-    """The loss to descend, and its parts for the log; all scalars."""
+    """The loss to descend, and what explains it; losses are scalars."""
 
     total: Tensor
     continuous: Tensor
     quantized: Tensor | None
     commitment: Tensor | None
+    codes: Tensor | None  # [B, G, T, H, W]
 
 
 class Denoising(nn.Module):
@@ -50,9 +51,9 @@ class Denoising(nn.Module):
 
         continuous = error(self.predictor.read(features, "continuous").x0)
         if self.quantization_weight == 0:
-            return DenoisingLoss(continuous, continuous, None, None)
+            return DenoisingLoss(continuous, continuous, None, None, None)
         prediction = self.predictor.read(features, "quantized", collect=True)
         quantized, commitment = error(prediction.x0), prediction.commitment
         assert commitment is not None
         total = continuous + self.quantization_weight * (quantized + self.commitment_weight * commitment)
-        return DenoisingLoss(total, continuous, quantized, commitment)
+        return DenoisingLoss(total, continuous, quantized, commitment, prediction.codes)

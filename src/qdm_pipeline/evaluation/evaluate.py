@@ -12,12 +12,12 @@ from torch import Tensor
 
 from qdm_pipeline.configuration import require, settings
 from qdm_pipeline.errors import InputError
-from qdm_pipeline.evaluation.codebook import codebook_use
 from qdm_pipeline.evaluation.features import VideoClassifier
 from qdm_pipeline.evaluation.frechet import frechet_with_interval
 from qdm_pipeline.evaluation.judge import Judge, Tally, mean_squared_error
 from qdm_pipeline.evaluation.readers import clip_reader, latent_reader, reconstruction_reader
 from qdm_pipeline.evaluation.sample_set import SampleSet, latent_moments
+from qdm_pipeline.models.codebook_use import codebook_use
 from qdm_pipeline.randomness import generator
 from qdm_pipeline.ranks import Ranks
 from qdm_pipeline.video.autoencoder import CausalVideoAutoencoder

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from qdm_pipeline.errors import InputError
-from qdm_pipeline.evaluation.codebook import usage_histogram
 from qdm_pipeline.files import read_json
+from qdm_pipeline.models.codebook_use import usage_histogram
 
 METADATA = ("name", "nfe", "guidance", "steps", "seconds_per_clip", "codebook_size", "classes")
 

@@ -7,11 +7,14 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from qdm_pipeline.configuration import require, settings
 from qdm_pipeline.errors import InputError
-from qdm_pipeline.models.quantizer import QuantizerSettings, VectorQuantizer
-from qdm_pipeline.models.transformer import TransformerBlock, rotary_angles
+from qdm_pipeline.models.lookup_free import make_quantizer
+from qdm_pipeline.models.precision import without_autocast
+from qdm_pipeline.models.quantizer import QuantizerSettings
+from qdm_pipeline.models.transformer import Reach, TransformerBlock, rotary_angles
 
 Path = Literal["continuous", "quantized"]
 
@@ -24,7 +27,9 @@ class PredictorSettings:
     depth: int
     heads: int
     patch: tuple[int, int, int]  # latent positions a token covers, in time, height and width
+    attention: Literal["full", "factorised"]  # factorised: blocks attend within a frame and over time in turn
     embedding_dim: int
+    residual_dim: int  # numbers a latent position keeps beside its codes; 0: a sample is its codes
     quantizer: QuantizerSettings
 
     def __post_init__(self) -> None:
@@ -38,6 +43,7 @@ class PredictorSettings:
             f"patch: found {self.patch}, must be three sizes (time, height, width) of at least 1",
         )
         require(self.embedding_dim >= 1, f"embedding_dim: found {self.embedding_dim}, must be at least 1")
+        require(self.residual_dim >= 0, f"residual_dim: found {self.residual_dim}, must not be negative")
 
 
 @settings
@@ -80,8 +86,9 @@ class Prediction(NamedTuple):
     """Predicted clean latents [B, C, T, H, W] and, where they came through the codebook, how."""
 
     x0: Tensor
-    codes: Tensor | None  # [B, G, T, H, W] int64
-    commitment: Tensor | None  # []
+    codes: Tensor | None = None  # [B, G, T, H, W] int64
+    commitment: Tensor | None = None  # []
+    residual: Tensor | None = None  # [B, R, T, H, W], where the model keeps one
 
 
 class QuantizedDiffusionPredictor(nn.Module):
@@ -89,11 +96,15 @@ class QuantizedDiffusionPredictor(nn.Module):
 
     latents -> patches -> `TransformerBlock`s -> features h [B, T, H, W, E] at every latent position;
     continuous: x0 = final_proj(h); quantized: x0 = final_proj(VectorQuantizer(h)). ``final_proj`` is shared.
+    With ``residual_dim`` R > 0 the quantized path adds residual_out(r), r = residual_in(h) of R numbers.
+
+    Set ``checkpoint_blocks`` to keep only the inputs of blocks for backward, and compute the rest again.
     """
 
     def __init__(self, config: PredictorConfig) -> None:
         super().__init__()
         self.config = config
+        self.checkpoint_blocks = False
         size, width = config.size, config.size.width
         patch_volume = math.prod(size.patch)
         self.patch_in = nn.Linear(config.latent_channels * patch_volume, width)
@@ -104,13 +115,18 @@ class QuantizedDiffusionPredictor(nn.Module):
         self.word_position = (
             nn.Parameter(0.02 * torch.randn(config.caption_length, width)) if config.vocabulary else None
         )
+        reaches: tuple[Reach, ...] = ("all",) if size.attention == "full" else ("frame", "position")
         self.blocks = nn.ModuleList(
-            TransformerBlock(width, size.heads, bool(config.vocabulary)) for _ in range(size.depth)
+            TransformerBlock(width, size.heads, bool(config.vocabulary), reaches[index % len(reaches)])
+            for index in range(size.depth)
         )
         self.final_modulation = nn.Linear(width, 2 * width)
         self.patch_out = nn.Linear(width, size.embedding_dim * patch_volume)
-        self.quantizer = VectorQuantizer(size.embedding_dim, size.quantizer)
+        self.quantizer = make_quantizer(size.embedding_dim, size.quantizer)
         self.final_proj = nn.Conv3d(size.embedding_dim, config.latent_channels, 1)
+        if size.residual_dim:
+            self.residual_in = nn.Linear(size.embedding_dim, size.residual_dim)
+            self.residual_out = nn.Linear(size.residual_dim, config.latent_channels, bias=False)
         for layer in (
             self.modulation,
             self.final_modulation,
@@ -139,7 +155,11 @@ class QuantizedDiffusionPredictor(nn.Module):
         angles = rotary_angles(grid, size.width // size.heads, x.device)
         rotary = angles.cos(), angles.sin()
         for block in self.blocks:
-            x = block(x, modulation, rotary, text, text_mask)
+            inputs = (x, grid[0], modulation, rotary, text, text_mask)
+            if self.checkpoint_blocks and torch.is_grad_enabled():
+                x = checkpoint(block, *inputs, use_reentrant=False)
+            else:
+                x = block(*inputs)
         shift, scale = self.final_modulation(F.silu(signal)).unsqueeze(1).chunk(2, dim=-1)
         x = self.patch_out(F.layer_norm(x, x.shape[-1:]) * (1 + scale) + shift)
         return rearrange(
@@ -148,32 +168,50 @@ class QuantizedDiffusionPredictor(nn.Module):
         )  # fmt: skip
 
     def read(self, features: Tensor, path: Path, collect: bool = False) -> Prediction:
-        """Features [B, T, H, W, E] -> the prediction; ``collect`` as in `VectorQuantizer.forward`."""
+        """Features [B, T, H, W, E] -> the prediction; ``collect`` as in `Quantizer.forward`."""
         if path == "continuous":
-            return Prediction(self._project(features), None, None)
+            return Prediction(self._project(features))
         quantized = self.quantizer(features, collect)
         codes = rearrange(quantized.codes, "b t h w g -> b g t h w")
+        residual = None
+        if self.config.size.residual_dim:
+            residual = rearrange(self._apply_linear(self.residual_in, features), "b t h w r -> b r t h w")
         if torch.is_grad_enabled():
-            return Prediction(self._project(quantized.output), codes, quantized.commitment)
-        return Prediction(self.decode_codes(codes), codes, quantized.commitment)
+            x0 = self._add_residual(self._project(quantized.output), residual)
+        else:
+            x0 = self.decode_codes(codes, residual)
+        return Prediction(x0, codes, quantized.commitment, residual)
 
-    def decode_codes(self, codes: Tensor) -> Tensor:
+    def decode_codes(self, codes: Tensor, residual: Tensor | None = None) -> Tensor:
         """Latents [B, C, T, H, W] of codes [B, G, T, H, W]: what the quantized path gives without gradient.
 
         To the bit, in any batch: all behind the codebook is affine, so a sample is a sum of rows of a small
-        table, while the bits of a matrix product would depend on how many rows it has.
+        table, while the bits of a matrix product would depend on how many rows it has. A model that keeps
+        a ``residual`` [B, R, T, H, W] takes it here; without it the codes alone are decoded.
         """
-        with torch.autocast(codes.device.type, enabled=False):
+        with without_autocast(codes):
             projection = self.final_proj.weight.flatten(1).float()
             table = self.quantizer.group_embeddings() @ projection.T  # [G, K, C]
-            x0 = self._project(self.quantizer.project_out.bias.view(1, 1, 1, 1, -1)).flatten().float()
+            x0 = self._project(self.quantizer.bias.view(1, 1, 1, 1, -1)).flatten().float()
             for group, chosen in zip(table, codes.long().unbind(1), strict=True):
                 x0 = x0 + group[chosen]
-        return rearrange(x0, "b t h w c -> b c t h w").contiguous()
+        return self._add_residual(rearrange(x0, "b t h w c -> b c t h w").contiguous(), residual)
+
+    def _add_residual(self, x0: Tensor, residual: Tensor | None) -> Tensor:
+        if residual is None:
+            return x0
+        added = self._apply_linear(self.residual_out, rearrange(residual, "b r t h w -> b t h w r"))
+        return x0 + rearrange(added, "b t h w c -> b c t h w")
+
+    @staticmethod
+    def _apply_linear(layer: nn.Linear, x: Tensor) -> Tensor:
+        with without_autocast(x):  # in the precision of its weights
+            y: Tensor = layer(x.to(layer.weight.dtype))
+        return y
 
     def _project(self, embedding: Tensor) -> Tensor:
         # A 1x1x1 convolution as the matrix product it is, in the precision of its weights under any autocast.
-        with torch.autocast(embedding.device.type, enabled=False):
+        with without_autocast(embedding):
             weight = self.final_proj.weight.flatten(1)
             projected = F.linear(embedding.to(weight.dtype), weight, self.final_proj.bias)
         return rearrange(projected, "b t h w c -> b c t h w").contiguous()

@@ -1,34 +1,34 @@
 """Vector quantization with EMA codebooks (van den Oord et al. 2017, arXiv:1711.00937, appendix A.1).
 
-What differs from the usual implementation: the nearest code is searched in chunks, so no tokens x codes
-matrix is ever held; a forward pass only *collects* statistics, and one explicit `VectorQuantizer.commit` per
-optimizer step moves the codebook, so that critic passes, roll-outs and evaluation cannot; non-finite tokens
-are counted and left out.
+What differs from the usual implementation: no tokens x codes matrix is ever held (`search.nearest`); a
+forward pass only *collects* statistics, and one explicit `VectorQuantizer.commit` per optimizer step moves
+the codebook, so that critic passes, roll-outs, recomputation and evaluation cannot; tokens that are not
+finite are counted and left out.
 """
 
+import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from qdm_pipeline.configuration import require, settings
+from qdm_pipeline.models.precision import without_autocast
+from qdm_pipeline.models.search import nearest
 from qdm_pipeline.randomness import generator
-
-CHUNK_SCORES = 1 << 21  # scores held at a time: 8 MiB of float32
 
 
 @settings
 class QuantizerSettings:
     """A product codebook: ``groups`` books of ``codebook_size`` codes with ``codebook_dim`` numbers each."""
 
+    kind: Literal["vq", "fsq", "lfq", "bsq"]  # all but vq: for ablations, see lookup_free.py
     codebook_size: int
     codebook_dim: int
     groups: int
-    decay: float
-    revival_threshold: (
-        float  # codes used less than this fraction of the mean use are replaced by data; 0: never
-    )
+    decay: float  # of the moving averages of vq
+    revival_threshold: float  # codes used less than this fraction of the mean are replaced by data; 0: never
 
     def __post_init__(self) -> None:
         require(self.codebook_size >= 2, f"codebook_size: found {self.codebook_size}, must be at least 2")
@@ -39,57 +39,55 @@ class QuantizerSettings:
             0 <= self.revival_threshold < 1,
             f"revival_threshold: found {self.revival_threshold}, must be in [0, 1)",
         )
+        size, dim = self.codebook_size, self.codebook_dim
+        require(
+            self.kind not in ("lfq", "bsq") or size == 2**dim,
+            f"codebook_size: found {size}; {self.kind} has 2 ** codebook_dim = {2**dim} codes",
+        )
+        require(
+            self.kind != "fsq" or self.levels**dim == size,
+            f"codebook_size: found {size}; fsq has levels ** codebook_dim codes, say {self.levels**dim}",
+        )
+
+    @property
+    def levels(self) -> int:
+        """How many values each number of a code can take, where a code is a point of a grid."""
+        return max(2, round(self.codebook_size ** (1 / self.codebook_dim)))
+
+    @property
+    def bits(self) -> float:
+        """Information that the codes of one position carry."""
+        return self.groups * math.log2(self.codebook_size)
 
 
 class Quantized(NamedTuple):
-    """What `VectorQuantizer` returns."""
+    """What a quantizer returns."""
 
     output: Tensor  # [..., E]: the codes' embedding, with the straight-through gradient
     codes: Tensor  # [..., G] int64
-    commitment: Tensor  # []: mean squared distance of the tokens to their codes, gradient to the tokens only
+    commitment: Tensor  # []: what pulls tokens to their codes; for vq their mean squared distance
 
 
-def nearest(tokens: Tensor, codebook: Tensor) -> Tensor:
-    """Index of the nearest code for tokens [G, N, D] in a codebook [G, K, D]: int64 [G, N].
+class Quantizer(nn.Module):
+    """Embeddings [..., E] -> project_in -> a code for each of G groups -> project_out -> [..., E].
 
-    argmin |x - e|^2 = argmax (x.e - |e|^2 / 2); peak extra memory is one chunk of scores.
-    """
-    groups, count, _ = tokens.shape
-    transposed, offset = codebook.transpose(1, 2), -0.5 * codebook.square().sum(-1).unsqueeze(1)
-    chunk = max(1, CHUNK_SCORES // (groups * codebook.shape[1]))
-    codes = torch.empty(groups, count, dtype=torch.int64, device=tokens.device)
-    for start in range(0, count, chunk):
-        scores = torch.baddbmm(offset, tokens[:, start : start + chunk], transposed)
-        codes[:, start : start + chunk] = scores.argmax(-1)
-    return codes
-
-
-class VectorQuantizer(nn.Module):
-    """Quantizes embeddings [..., embedding_dim] through a small search space and embeds the codes again.
-
-    h -> project_in -> nearest code in each group -> project_out -> q, with h, q of width ``embedding_dim``.
+    Where E is already ``groups * codebook_dim``, there are no projections. A kind of quantizer says, in
+    ``_quantize``, which of the codes in ``codebook`` a token gets. All of it runs in float32.
     """
 
-    codebook: Tensor  # [G, K, D] float32, as are the next two
-    counts: Tensor  # [G, K] EMA of uses per step
-    initialised: Tensor  # [] bool
-    sums: Tensor  # [G, K, D] EMA of the sum of the tokens that chose a code
+    codebook: Tensor  # [G, K, D] float32
+    usage: Tensor  # [G, K] uses on all ranks by commits since `take_usage`; not in the state dict
 
     def __init__(self, embedding_dim: int, settings: QuantizerSettings) -> None:
         super().__init__()
         self.settings = settings
-        groups, size, dim = settings.groups, settings.codebook_size, settings.codebook_dim
-        self.project_in = nn.Linear(embedding_dim, groups * dim)
-        self.project_out = nn.Linear(groups * dim, embedding_dim)
-        start = torch.randn(groups, size, dim, generator=generator(0, 0, 0, "codebook"))
-        self.register_buffer("codebook", start)
-        self.register_buffer("counts", torch.ones(groups, size))
-        self.register_buffer("sums", start.clone())
-        self.register_buffer("initialised", torch.tensor(False))
-        self._collected: list[tuple[Tensor, Tensor]] = []  # (tokens, codes) since the last commit
-        self.non_finite = 0  # tokens left out by all commits so far
+        self.register_buffer("usage", torch.zeros(settings.groups, settings.codebook_size), persistent=False)
+        inner = settings.groups * settings.codebook_dim
+        same = embedding_dim == inner
+        self.project_in = nn.Identity() if same else nn.Linear(embedding_dim, inner)
+        self.project_out = nn.Identity() if same else nn.Linear(inner, embedding_dim)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "VectorQuantizer":
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Quantizer":
         """Follow to another device, but keep the codebook in float32 (a bf16 EMA stands still)."""
         kept = {name: buffer for name, buffer in self.named_buffers(recurse=False)}
         super()._apply(fn, recurse)
@@ -99,33 +97,62 @@ class VectorQuantizer(nn.Module):
                 setattr(self, name, before.to(moved.device))
         return self
 
-    def forward(self, embedding: Tensor, collect: bool = False) -> Quantized:
-        """Quantize [..., E]; ``collect`` adds these tokens to what the next `commit` learns from."""
-        groups, _, dim = self.codebook.shape
-        with torch.autocast(embedding.device.type, enabled=False):
-            tokens = self.project_in(embedding.to(self.project_in.weight.dtype)).float()
-            grouped = tokens.reshape(-1, groups, dim).transpose(0, 1)  # [G, N, D]
-            with torch.no_grad():
-                codes = nearest(grouped.detach(), self.codebook)
-                chosen = self._look_up(codes)
-                if collect:
-                    self._collected.append((grouped.detach(), codes))
-            commitment = (grouped - chosen).square().mean()
-            # q + (h - sg(h)) equals q to the bit; h + sg(q - h) does not.
-            through = chosen + (grouped - grouped.detach())
+    def forward(self, embedding: Tensor, collect: bool = False, mask: Tensor | None = None) -> Quantized:
+        """Quantize [..., E].
+
+        ``collect`` adds these tokens to what the next commit learns from. Where ``mask`` [...] is False,
+        tokens get codes but neither teach the codebook nor count in the commitment.
+        """
+        with without_autocast(embedding):
+            tokens = _linear(self.project_in, embedding).float()
+            grouped = tokens.reshape(-1, *self.codebook.shape[::2]).transpose(0, 1)  # [G, N, D]
+            through, codes, commitment = self._quantize(
+                grouped, collect, None if mask is None else mask.flatten()
+            )
             output = self._embed(through).view_as(embedding)
-        return Quantized(
-            output.to(embedding.dtype), codes.T.reshape(*embedding.shape[:-1], groups), commitment
-        )
+        codes = codes.T.reshape(*embedding.shape[:-1], len(self.codebook))
+        return Quantized(output.to(embedding.dtype), codes, commitment)
+
+    def _quantize(self, tokens: Tensor, collect: bool, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens [G, N, D] -> codes' vectors [G, N, D] with gradient, codes [G, N], the commitment."""
+        raise NotImplementedError
+
+    def commit(
+        self,
+        seed: int,
+        step: int,
+        rank: int = 0,
+        world: int = 1,
+        reduce: Callable[[Tensor], Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Take in what was collected, once per optimizer step, on every rank; returns metrics."""
+        raise NotImplementedError
+
+    def take_usage(self) -> Tensor:
+        """How often each code was collected, on all ranks, since the last call: [G, K]."""
+        usage = self.usage.clone()
+        self.usage.zero_()
+        return usage
 
     def group_embeddings(self) -> Tensor:
-        """What every code of every group adds to an embedding: float32 [G, K, E]; the bias comes on top."""
+        """What every code of every group adds to an embedding: float32 [G, K, E]; `bias` comes on top."""
         groups, _, dim = self.codebook.shape
-        return self.codebook @ self.project_out.weight.float().unflatten(1, (groups, dim)).permute(1, 2, 0)
+        if isinstance(self.project_out, nn.Linear):
+            weight = self.project_out.weight.float()
+        else:
+            weight = torch.eye(groups * dim, device=self.codebook.device)
+        return self.codebook @ weight.unflatten(1, (groups, dim)).permute(1, 2, 0)
+
+    @property
+    def bias(self) -> Tensor:
+        """What an embedding has beside its codes: [E]."""
+        if isinstance(self.project_out, nn.Linear):
+            return self.project_out.bias
+        return self.codebook.new_zeros(self.codebook.shape[0] * self.codebook.shape[2])
 
     def decode_codes(self, codes: Tensor) -> Tensor:
         """The embedding [..., E] of codes [..., G]."""
-        with torch.autocast(codes.device.type, enabled=False):
+        with without_autocast(codes):
             output = self._embed(self._look_up(codes.reshape(-1, codes.shape[-1]).T.long()))
         return output.view(*codes.shape[:-1], -1)
 
@@ -133,7 +160,65 @@ class VectorQuantizer(nn.Module):
         return torch.gather(self.codebook, 1, codes.unsqueeze(-1).expand(-1, -1, self.codebook.shape[-1]))
 
     def _embed(self, chosen: Tensor) -> Tensor:  # [G, N, D] -> [N, E]
-        return self.project_out(chosen.transpose(0, 1).flatten(1).to(self.project_out.weight.dtype))
+        return _linear(self.project_out, chosen.transpose(0, 1).flatten(1))
+
+
+def _linear(layer: nn.Module, x: Tensor) -> Tensor:
+    """``layer`` in the precision of its weights."""
+    y: Tensor = layer(x.to(layer.weight.dtype) if isinstance(layer, nn.Linear) else x)
+    return y
+
+
+class VectorQuantizer(Quantizer):
+    """A codebook that follows its tokens by moving averages; codes that nobody uses are put onto data."""
+
+    counts: Tensor  # [G, K] EMA of uses per step, float32 as all state
+    sums: Tensor  # [G, K, D] EMA of the sum of the tokens that chose a code
+    initialised: Tensor  # [] bool
+    collected: Tensor  # [G, K, D + 1] sums and counts since the last commit; not in the state dict
+    tally: Tensor  # [3] left-out tokens, squared error, squared norm since the last commit; the same
+
+    def __init__(self, embedding_dim: int, settings: QuantizerSettings) -> None:
+        super().__init__(embedding_dim, settings)
+        groups, size, dim = settings.groups, settings.codebook_size, settings.codebook_dim
+        draw = generator(0, 0, 0, "codebook")
+        start = torch.randn(groups, size, dim, generator=draw, device="cpu").to(torch.get_default_device())
+        self.register_buffer("codebook", start)
+        self.register_buffer("counts", torch.ones(groups, size))
+        self.register_buffer("sums", start.clone())
+        self.register_buffer("initialised", torch.tensor(False))
+        self.register_buffer("collected", torch.zeros(groups, size, dim + 1), persistent=False)
+        self.register_buffer("tally", torch.zeros(3), persistent=False)
+        self._latest: tuple[Tensor, Tensor] | None = (
+            None  # tokens [G, N, D] that may replace codes; which may
+        )
+
+    def _quantize(self, tokens: Tensor, collect: bool, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.no_grad():
+            codes = nearest(tokens.detach(), self.codebook)
+            chosen = self._look_up(codes)
+            if collect and not recomputing():
+                self._collect(tokens.detach(), chosen, codes, mask)
+        if mask is None:
+            commitment = (tokens - chosen).square().mean()
+        else:
+            distance = torch.where(mask[:, None], tokens - chosen, 0)
+            commitment = distance.square().sum() / (mask.sum() * len(tokens) * tokens.shape[2]).clamp(min=1)
+        # q + (h - sg(h)) equals q to the bit; h + sg(q - h) does not.
+        return chosen + (tokens - tokens.detach()), codes, commitment
+
+    def _collect(self, tokens: Tensor, chosen: Tensor, codes: Tensor, mask: Tensor | None) -> None:
+        groups, size, dim = self.codebook.shape
+        finite = tokens.isfinite().all(-1).all(0)  # [N]
+        learned = finite if mask is None else finite & mask
+        left_out = ~finite if mask is None else ~finite & mask
+        kept = torch.where(learned[:, None], tokens, 0)
+        place = (codes + size * torch.arange(groups, device=codes.device)[:, None]).flatten()
+        ones = learned.float().expand(groups, -1).unsqueeze(-1)
+        self.collected.view(-1, dim + 1).index_add_(0, place, torch.cat([kept, ones], -1).flatten(0, 1))
+        error = torch.where(learned[:, None], kept - chosen, 0).square().sum()
+        self.tally.add_(torch.stack([left_out.sum().float(), error, kept.square().sum()]))
+        self._latest = kept, learned
 
     @torch.no_grad()
     def commit(
@@ -143,56 +228,75 @@ class VectorQuantizer(nn.Module):
         rank: int = 0,
         world: int = 1,
         reduce: Callable[[Tensor], Tensor] | None = None,
-    ) -> dict[str, float]:
+    ) -> dict[str, Tensor]:
         """Move the codebook once, from everything collected since the last commit on all ranks.
 
         ``reduce`` sums a tensor over ranks in place; it is called once, also by a rank without tokens. The
-        first commit puts the codes onto data. Returns the churn (codes replaced, mean over groups).
+        first commit puts the codes onto data. Returns, over all ranks, under ``codebook/``: ``replaced``, the
+        churn in codes, mean over groups; ``error``, relative to the tokens' variance; tokens ``left_out``.
         """
         groups, size, dim = self.codebook.shape
-        batch = self.counts.new_zeros(
-            groups, size, 2 * dim + 2
-        )  # counts, sums, candidates and their validity
-        counts, sums, candidates, valid = batch.split([1, dim, dim, 1], dim=-1)
-        draw = generator(seed, step, rank, "revival")
-        for tokens, codes in self._collected:
-            finite = tokens.isfinite().all(-1).all(0)
-            self.non_finite += int((~finite).sum())
-            tokens, codes = tokens[:, finite], codes[:, finite]
-            for group in range(groups):
-                counts[group, :, 0] += torch.bincount(codes[group], minlength=size)
-                sums[group].index_add_(0, codes[group], tokens[group])
-            if tokens.shape[1]:
-                slots = torch.arange(rank, size, world)  # each rank proposes its share of the candidates
-                rows = torch.randint(tokens.shape[1], (groups, len(slots)), generator=draw)
-                picked = torch.gather(tokens, 1, rows.to(tokens.device).unsqueeze(-1).expand(-1, -1, dim))
-                candidates[:, slots], valid[:, slots] = picked, 1
-        self._collected.clear()
+        batch = torch.cat([self.collected.flatten(), self._candidates(seed, step, rank, world), self.tally])
+        self.collected.zero_()
+        self.tally.zero_()
+        self._latest = None
         if reduce is not None:
             reduce(batch)
-        if not counts.any():
-            return {"codes_replaced": 0.0}
+        collected, candidates, tally = batch.split([self.collected.numel(), self.collected.numel(), 3])
+        sums, counts = collected.view(groups, size, dim + 1).split([dim, 1], -1)
+        replacement, valid = candidates.view(groups, size, dim + 1).split([dim, 1], -1)
+        replaced = self._update(counts.squeeze(-1), sums, replacement, valid.squeeze(-1) > 0, seed, step)
+        self.usage += counts.squeeze(-1)
+        tokens = counts.sum(1)  # [G, 1]
+        spread = tally[2] - (sums.sum(1).square() / tokens.clamp(min=1)).sum()
         return {
-            "codes_replaced": self._update(counts[..., 0], sums, candidates, valid[..., 0] > 0, seed, step)
+            "codebook/replaced": replaced,
+            "codebook/error": tally[1] / spread.clamp(min=torch.finfo(spread.dtype).tiny),
+            "codebook/left_out": tally[0],
         }
+
+    def _candidates(self, seed: int, step: int, rank: int, world: int) -> Tensor:
+        """This rank's share of tokens that may replace codes, and 1 where there is one: flat [G, K, D + 1].
+
+        Drawn from the newest tokens by (seed, step, rank), so that a resume draws them again.
+        """
+        groups, size, dim = self.codebook.shape
+        proposed = self.collected.new_zeros(groups, size, dim + 1)
+        if self._latest is not None and self._latest[0].shape[1]:
+            tokens, learned = self._latest
+            slots = torch.arange(rank, size, world)
+            draw = generator(seed, step, rank, "revival")
+            rows = torch.randint(tokens.shape[1], (groups, len(slots)), generator=draw).to(tokens.device)
+            picked = torch.gather(tokens, 1, rows.unsqueeze(-1).expand(-1, -1, dim))
+            proposed[:, slots.to(tokens.device)] = torch.cat(
+                [picked, learned[rows].float().unsqueeze(-1)], -1
+            )
+        return proposed.flatten()
 
     def _update(
         self, counts: Tensor, sums: Tensor, candidates: Tensor, valid: Tensor, seed: int, step: int
-    ) -> float:
-        decay = self.settings.decay
-        first = not bool(self.initialised)
-        if not first:
-            self.counts.lerp_(counts, 1 - decay)
-            self.sums.lerp_(sums, 1 - decay)
-        mean_use = (counts if first else self.counts).mean(-1, keepdim=True)
-        dead = torch.ones_like(valid) if first else self.counts < self.settings.revival_threshold * mean_use
+    ) -> Tensor:
+        """The same on every rank, and without a wait for the device."""
+        some, first = counts.any(), ~self.initialised
+        weight = torch.where(first, 1.0, 1 - self.settings.decay) * some
+        self.counts.lerp_(counts, weight)
+        self.sums.lerp_(sums, weight)
+        mean_use = self.counts.mean(-1, keepdim=True)
         order = torch.randperm(counts.shape[1], generator=generator(seed, step, 0, "revival order"))
         order = order.to(counts.device)
-        dead = dead & valid[:, order]
-        self.sums[dead] = (candidates[:, order] * mean_use.unsqueeze(-1))[dead]
-        self.counts[dead] = mean_use.expand_as(self.counts)[dead]
+        dead = first | (self.counts < self.settings.revival_threshold * mean_use)
+        dead = dead & valid[:, order] & some
+        self.sums.copy_(
+            torch.where(dead.unsqueeze(-1), candidates[:, order] * mean_use.unsqueeze(-1), self.sums)
+        )
+        self.counts.copy_(torch.where(dead, mean_use, self.counts))
         total = self.counts.sum(-1, keepdim=True)
         smoothed = (self.counts + 1e-5) * total / (total + 1e-5 * counts.shape[1])  # Laplace
-        self.codebook.copy_(self.sums / smoothed.unsqueeze(-1))
-        self.initialised.fill_(True)
-        return float(dead.sum()) / len(dead)
+        self.codebook.copy_(torch.where(some, self.sums / smoothed.unsqueeze(-1), self.codebook))
+        self.initialised.logical_or_(some)
+        return dead.sum() / len(dead)
+
+
+def recomputing() -> bool:
+    """Whether this is a forward pass inside a backward pass: activation checkpointing, seen before."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1

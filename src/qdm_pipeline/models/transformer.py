@@ -1,9 +1,14 @@
 """The Transformer block of a diffusion Transformer (Peebles & Xie 2023, arXiv:2212.09748)."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+
+# What a token attends to: the whole clip, its own frame, or its own place in every frame.
+Reach = Literal["all", "frame", "position"]
 
 
 def rotary_angles(grid: tuple[int, int, int], head_dim: int, device: torch.device) -> Tensor:
@@ -45,9 +50,10 @@ class TransformerBlock(nn.Module):
     PixArt-alpha, arXiv:2310.00426, section 2.3). Queries and keys are RMS-normalised.
     """
 
-    def __init__(self, width: int, heads: int, cross_attention: bool) -> None:
+    def __init__(self, width: int, heads: int, cross_attention: bool, reach: Reach = "all") -> None:
         super().__init__()
         self.heads = heads
+        self.reach = reach
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.attention_out = nn.Linear(width, width, bias=False)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU("tanh"), nn.Linear(4 * width, width))
@@ -60,7 +66,8 @@ class TransformerBlock(nn.Module):
 
     def forward(
         self,
-        x: Tensor,  # [B, N, width]
+        x: Tensor,  # [B, N, width], N = frames * positions
+        frames: int,
         modulation: Tensor,  # [B, 6, width]
         rotary: tuple[Tensor, Tensor],  # cosine and sine, [N, head_dim / 2]
         text: Tensor | None,  # [B, L, width]
@@ -70,15 +77,24 @@ class TransformerBlock(nn.Module):
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (
             (modulation + self.modulation).unsqueeze(2).unbind(1)
         )
-        x = x + gate_a * self._attend(_modulate(x, shift_a, scale_a), rotary)
+        x = x + gate_a * self._attend(_modulate(x, shift_a, scale_a), frames, rotary)
         if text is not None and text_mask is not None:
             x = x + self._attend_text(x, text, text_mask)
         return x + gate_m * self.mlp(_modulate(x, shift_m, scale_m))
 
-    def _attend(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    def _attend(self, x: Tensor, frames: int, rotary: tuple[Tensor, Tensor]) -> Tensor:
         q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
         q, k = (rotate(F.rms_norm(part, part.shape[-1:]), *rotary).to(v.dtype) for part in (q, k))
-        return self.attention_out(rearrange(attend(q, k, v), "b h n d -> b n (h d)"))
+        # Positions turn relative to one another, so within a frame the angles of time drop out by themselves.
+        apart = {
+            "all": "b h (f s) d -> b h (f s) d",
+            "frame": "b h (f s) d -> (b f) h s d",
+            "position": "b h (f s) d -> (b s) h f d",
+        }[self.reach]
+        q, k, v = (rearrange(part, apart, f=frames) for part in (q, k, v))
+        together = " -> ".join(reversed(apart.split(" -> ")))
+        out = rearrange(attend(q, k, v), together, f=frames, s=x.shape[1] // frames)
+        return self.attention_out(rearrange(out, "b h n d -> b n (h d)"))
 
     def _attend_text(self, x: Tensor, text: Tensor, mask: Tensor) -> Tensor:
         q = rearrange(self.text_query(F.layer_norm(x, x.shape[-1:])), "b n (h d) -> b h n d", h=self.heads)

@@ -28,9 +28,15 @@ class GuidedDenoiser:
         self.features = features
         return self.model.read(features, self.path).x0
 
-    def codes(self) -> Tensor:
-        """Token ids [B, G, T, H, W] of the last call."""
+    def tokens(self) -> dict[str, Tensor]:
+        """What the quantized path says of the last call, on the CPU.
+
+        ``codes`` int32 [B, G, T, H, W] and, where the model keeps one, ``residual`` [B, R, T, H, W].
+        """
         assert self.features is not None
-        codes = self.model.read(self.features, "quantized").codes
-        assert codes is not None
-        return codes
+        prediction = self.model.read(self.features, "quantized")
+        assert prediction.codes is not None
+        tokens = {"codes": prediction.codes.int().cpu()}
+        if prediction.residual is not None:
+            tokens["residual"] = prediction.residual.cpu()
+        return tokens

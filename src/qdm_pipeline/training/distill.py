@@ -39,6 +39,7 @@ class DistillSettings:
     steps: int
     ema: float
     precision: Precision
+    checkpoint_activations: bool
     seed: int
     log_every: int
     checkpoint_every: int
@@ -90,6 +91,8 @@ class DistillTask:
             settings.guidance_rescale,
             settings.weight_limit,
         )
+        self.dmd.student.checkpoint_blocks = settings.checkpoint_activations
+        self.dmd.fake_score.checkpoint_blocks = settings.checkpoint_activations
         self.dmd.rollout = self.wrapped_student = ranks.wrap(self.dmd.rollout)
         self.dmd.denoising = self.wrapped_critic = ranks.wrap(self.dmd.denoising)
         self.student_optimizer = Optimizer(self.dmd.student, settings.student_optimizer, settings.steps)

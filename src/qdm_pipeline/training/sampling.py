@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from qdm_pipeline.configuration import build, require, settings
-from qdm_pipeline.diffusion.sampler import ddim, renoise
+from qdm_pipeline.diffusion.sampler import Sampler, ddim, dpm_solver, renoise
 from qdm_pipeline.diffusion.schedule import Schedule
 from qdm_pipeline.errors import InputError
 from qdm_pipeline.files import digest_file
@@ -32,7 +33,7 @@ class SamplingSettings:
     """What to sample, and how."""
 
     name: str  # the row's name in the report
-    sampler: Literal["ddim", "renoise"]
+    sampler: Literal["ddim", "dpm_solver", "renoise"]
     steps: int | None  # evenly spaced steps; null: the step list that the student was distilled on
     low: float  # range of the evenly spaced times
     high: float
@@ -113,6 +114,10 @@ def sample(run: Run, ranks: Ranks) -> None:
     schedule_settings = ScheduleSettings(**config["schedule"])
     schedule = Schedule(schedule_settings.name, schedule_settings.shift)
     times = sampling_times(settings, schedule, config)
+    samplers: dict[str, Sampler] = {
+        "ddim": partial(ddim, eta=settings.eta), "dpm_solver": dpm_solver, "renoise": renoise,
+    }  # fmt: skip
+    sampler = samplers[settings.sampler]
     condition = asked_condition(settings, model.config)
     batches = torch.arange(settings.count).split(settings.batch)
     mine = range(ranks.rank, len(batches), ranks.world)
@@ -125,18 +130,13 @@ def sample(run: Run, ranks: Ranks) -> None:
         noise = torch.randn(len(batches[index]), *config["latent_shape"], generator=draw).to(ranks.device)
         precision = torch.autocast(ranks.device.type, torch.bfloat16, enabled=settings.precision == "bf16")
         with torch.inference_mode(), precision:
-            if settings.sampler == "ddim":
-                latents = ddim(denoiser, noise, times, schedule, draw, settings.eta)
-            else:
-                latents = renoise(denoiser, noise, times, schedule, draw)
-            parts[index] = {"latents": latents.cpu(), "codes": denoiser.codes().int().cpu()}
+            latents = sampler(denoiser, noise, times, schedule, draw)
+            parts[index] = {"latents": latents.cpu()} | denoiser.tokens()
     seconds = time.perf_counter() - started
     gathered = {index: part for share in ranks.gather(parts) for index, part in share.items()}
     total = float(ranks.sum(torch.tensor(seconds, dtype=torch.float64, device=ranks.device)))
     if ranks.is_main:
-        tensors = {
-            name: torch.cat([gathered[i][name] for i in range(len(batches))]) for name in ("latents", "codes")
-        }
+        tensors = {name: torch.cat([gathered[i][name] for i in range(len(batches))]) for name in gathered[0]}
         labels = condition.label if condition.label is not None else torch.full((settings.count,), -1)
         _write(run.directory, settings, tensors | {"labels": labels}, autoencoder)
         calls = 1 if settings.guidance == 1 else 2

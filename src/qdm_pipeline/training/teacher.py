@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from qdm_pipeline.configuration import require, settings
-from qdm_pipeline.diffusion.schedule import CURVES, Schedule
+from qdm_pipeline.diffusion.schedule import CURVES, Density, Schedule
 from qdm_pipeline.distillation.denoising import Denoising
 from qdm_pipeline.models.predictor import PredictorConfig, PredictorSettings, QuantizedDiffusionPredictor
 from qdm_pipeline.randomness import batch_indices, generator
 from qdm_pipeline.ranks import Ranks
 from qdm_pipeline.training import conditions
+from qdm_pipeline.training.codebook_log import CodebookLog
 from qdm_pipeline.training.model_files import save_predictor
 from qdm_pipeline.training.optimizer import Ema, Optimizer, OptimizerSettings
 from qdm_pipeline.video.shards import ShardSet
@@ -29,6 +30,7 @@ class ScheduleSettings:
     shift: float
     low: float
     high: float
+    density: Density  # of the times that training draws
 
     def __post_init__(self) -> None:
         require(self.name in CURVES, f"name: found {self.name!r}, allowed are {sorted(CURVES)}")
@@ -56,6 +58,7 @@ class TeacherSettings:
     steps: int
     ema: float
     precision: Precision
+    checkpoint_activations: bool  # keep only the inputs of blocks for backward: less memory, more work
     seed: int
     log_every: int
     checkpoint_every: int
@@ -84,6 +87,7 @@ class TeacherTask:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             self.model = QuantizedDiffusionPredictor(self.config).to(ranks.device)
+        self.model.checkpoint_blocks = settings.checkpoint_activations
         schedule = settings.schedule
         self.schedule = Schedule(schedule.name, schedule.shift)
         self.loss = Denoising(
@@ -96,6 +100,7 @@ class TeacherTask:
         self.wrapped = ranks.wrap(self.loss)
         self.optimizer = Optimizer(self.model, settings.optimizer, settings.steps)
         self.ema = Ema(self.model, settings.ema)
+        self.codebook_log = CodebookLog(self.model.quantizer, ranks)
 
     def train_step(self, step: int) -> dict[str, float | Tensor]:
         """One optimizer step on ``batch`` x ``accumulation`` clips a rank."""
@@ -116,13 +121,15 @@ class TeacherTask:
                 losses = self._forward(chunk, draw)
                 (losses.total / settings.accumulation).backward()
             for name, value in losses._asdict().items():
-                if value is not None:
+                if value is not None and name != "codes":
                     totals[name] = totals.get(name, 0) + value.detach() / settings.accumulation
         norm = self.optimizer.step(step)
         metrics: dict[str, float | Tensor] = {f"loss/{name}": value for name, value in totals.items()}
         metrics["gradient_norm"] = norm
         if settings.quantization_weight > 0:
             metrics |= self.model.quantizer.commit(settings.seed, step, ranks.rank, ranks.world, ranks.sum)
+            if (step + 1) % settings.log_every == 0 or step + 1 == settings.steps:
+                metrics |= self.codebook_log.take()
         self.ema.update(self.model, step)
         return metrics
 
@@ -130,13 +137,15 @@ class TeacherTask:
         settings, device = self.settings, self.ranks.device
         x0 = self.latents.gather("latent", self.rows[chunk]).to(device)
         noise = torch.randn(x0.shape, generator=draw).to(device)
-        times = self.schedule.draw_times(len(x0), settings.schedule.low, settings.schedule.high, draw).to(
-            device
-        )
+        span = settings.schedule
+        times = self.schedule.draw_times(len(x0), span.low, span.high, draw, span.density).to(device)
         dropped = torch.rand(len(x0), generator=draw) < settings.condition_dropout
         condition = self.condition.rows(chunk).dropped(dropped).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-            return self.wrapped(x0, noise, times, condition)
+            losses = self.wrapped(x0, noise, times, condition)
+        if losses.codes is not None:
+            self.codebook_log.add(losses.codes, times)
+        return losses
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, codebook, optimizer and EMA: with the step, all that a resume needs."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from qdm_pipeline.errors import InputError
-from qdm_pipeline.evaluation.codebook import codebook_use, uniform_ceiling, usage_histogram
+from qdm_pipeline.models.codebook_use import codebook_use, uniform_ceiling, usage_histogram
 
 
 def test_uniform_use_is_full_and_its_perplexity_is_the_size() -> None:

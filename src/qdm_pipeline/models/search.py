@@ -1,0 +1,51 @@
+"""The nearest code of every token, exactly, without ever holding a tokens x codes matrix."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Scores held at a time: on a CPU what its cache takes (4 MiB of float32), elsewhere what fills the device.
+CHUNK_SCORES = {"cpu": 1 << 20}
+CHUNK_SCORES_DEVICE = 1 << 26
+LANES = 32
+
+
+@torch.library.custom_op("qdm_pipeline::nearest", mutates_args=())
+def nearest(tokens: Tensor, codebook: Tensor) -> Tensor:
+    """Index of the nearest code for float32 tokens [G, N, D] in a codebook [G, K, D]: int64 [G, N].
+
+    argmin |x - e|^2 = argmax (x.e - |e|^2 / 2), the offset folded into the product as one more column. An
+    argmax over all codes is slower than the product itself on a CPU, so the codes are laid out as LANES
+    rows: the maximum over rows is a vectorised pass, and the index is looked for among K / LANES maxima
+    and then among LANES rows. One operator for `torch.compile`, which would unroll the chunks otherwise.
+    Among codes that are equally near one is chosen by its place alone; a token that is not finite gets any.
+    """
+    groups, count, _ = tokens.shape
+    size, columns = codebook.shape[1], -(-codebook.shape[1] // LANES)
+    offset = -0.5 * codebook.square().sum(-1, keepdim=True)
+    table = torch.cat([codebook, offset], -1)
+    table = torch.cat(  # padding codes are infinitely far
+        [
+            table,
+            F.pad(table.new_full((groups, columns * LANES - size, 1), -torch.inf), (table.shape[-1] - 1, 0)),
+        ],
+        dim=1,
+    ).transpose(1, 2)
+    queries = F.pad(tokens, (0, 1), value=1.0)
+    chunk = max(1, CHUNK_SCORES.get(tokens.device.type, CHUNK_SCORES_DEVICE) // (groups * columns * LANES))
+    codes = torch.empty(groups, count, dtype=torch.int64, device=tokens.device)
+    scores = tokens.new_empty(groups, min(chunk, count), columns * LANES)
+    for start in range(0, count, chunk):
+        part = queries[:, start : start + chunk]
+        held = scores[:, : part.shape[1]]
+        torch.bmm(part, table, out=held)
+        lanes = held.unflatten(-1, (LANES, columns))
+        column = lanes.amax(2).argmax(-1, keepdim=True)
+        row = lanes.gather(3, column.unsqueeze(2).expand(-1, -1, LANES, -1)).squeeze(3).argmax(-1)
+        codes[:, start : start + chunk] = row * columns + column.squeeze(-1)
+    return codes.clamp_(max=size - 1)
+
+
+@nearest.register_fake
+def _(tokens: Tensor, codebook: Tensor) -> Tensor:
+    return torch.empty(tokens.shape[:2], dtype=torch.int64, device=tokens.device)
