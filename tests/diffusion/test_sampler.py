@@ -1,8 +1,9 @@
+import diffusers
 import pytest
 import torch
 
 from qdm_pipeline.diffusion.guidance import guide, rescale
-from qdm_pipeline.diffusion.sampler import ddim, renoise
+from qdm_pipeline.diffusion.sampler import ddim, dpm_solver, renoise
 from qdm_pipeline.diffusion.schedule import Schedule
 
 MEAN, DEVIATION = 0.7, 0.3
@@ -81,3 +82,81 @@ def test_rescaling_gives_back_the_contrast_of_the_conditional():
     deviations = [x.flatten(1).std(1) for x in (rescale(guided, c, 1.0), c, rescale(guided, c, 0.5), guided)]
     assert torch.allclose(deviations[0], deviations[1]) and torch.equal(rescale(guided, c, 0.0), guided)
     assert torch.allclose(deviations[2], (deviations[1] + deviations[3]) / 2)
+
+
+@pytest.mark.parametrize(("sampler", "order"), [(ddim, 1), (dpm_solver, 2)])
+@pytest.mark.parametrize("name", ["flow", "cosine", "linear"])
+def test_solvers_reach_their_order(name, sampler, order):
+    # The flow keeps z fixed in x_t = alpha mean + sqrt(alpha^2 deviation^2 + sigma^2) z.
+    schedule, z = Schedule(name), torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
+    denoise = gaussian_denoiser(schedule)
+
+    def place(time):
+        t = torch.full((len(z),), time, dtype=torch.float64)
+        alpha, sigma = schedule.coefficients(t, z)
+        return alpha * MEAN + (alpha**2 * DEVIATION**2 + sigma**2).sqrt() * z, t
+
+    def error(steps):
+        times = torch.linspace(0.9, 0.1, steps, dtype=torch.float64).tolist()
+        sample = sampler(denoise, place(0.9)[0], times, schedule, torch.Generator())
+        return float((sample - denoise(*place(0.1))).abs().max())
+
+    assert error(101) / error(201) == pytest.approx(2**order, rel=0.1)
+    assert error(201) < (5e-3 if order == 1 else 1e-4)
+
+
+def test_dpm_solver_starts_from_pure_noise():
+    schedule, noise = Schedule("flow"), torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
+    sample = dpm_solver(gaussian_denoiser(schedule), noise, schedule.spaced(200), schedule, torch.Generator())
+    assert float((sample - MEAN - DEVIATION * noise).abs().max()) < 1e-3
+
+
+class Betas(Schedule):
+    """The discrete schedule of diffusers: t = 0, 1/N, ... stands for its step N t."""
+
+    def __init__(self, cumulative):
+        super().__init__("cosine")
+        object.__setattr__(self, "cumulative", cumulative.double())
+
+    def coefficients(self, t, like):
+        index = (t.double() * len(self.cumulative)).round().long()
+        kept = self.cumulative[index].view(-1, *(1,) * (like.dim() - 1))
+        return kept.sqrt(), (1 - kept).sqrt()
+
+
+@pytest.mark.parametrize("betas", ["linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize("sampler", ["ddim", "dpm_solver"])
+def test_every_step_is_that_of_diffusers(sampler, betas):
+    common = {"num_train_timesteps": 1000, "beta_schedule": betas, "prediction_type": "sample"}
+    if sampler == "ddim":
+        peer = diffusers.DDIMScheduler(**common, clip_sample=False, timestep_spacing="trailing")
+    else:
+        peer = diffusers.DPMSolverMultistepScheduler(
+            **common, timestep_spacing="trailing", lower_order_final=False, final_sigmas_type="zero"
+        )
+    peer.set_timesteps(20)
+    schedule = Betas(peer.alphas_cumprod)
+
+    def model(x, t):
+        return torch.tanh(x) * (1 - t.view(-1, 1) / 2)
+
+    noise = torch.linspace(-2, 2, 24, dtype=torch.float64).view(2, 12)
+    ours, theirs, x = [], [], noise
+    times = [float(step) / 1000 for step in peer.timesteps]
+
+    def watched(x, t):
+        ours.append(x)
+        return model(x, t)
+
+    act = {"ddim": ddim, "dpm_solver": dpm_solver}[sampler]
+    act(watched, noise, times, schedule, torch.Generator())
+    for step in peer.timesteps:
+        theirs.append(x)
+        x = peer.step(
+            model(x, torch.full((2,), float(step) / 1000, dtype=torch.float64)), step, x
+        ).prev_sample
+    assert len(ours) == 20
+    for a, b in zip(ours, theirs, strict=True):
+        assert float((a - b).abs().max()) < (
+            1e-6 if sampler == "ddim" else 2e-4
+        )  # its DPM sigmas are float32

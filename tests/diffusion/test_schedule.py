@@ -67,3 +67,12 @@ def test_drawn_times_stay_in_range_and_repeat():
 def test_wrong_settings_are_named(arguments):
     with pytest.raises(ValueError, match="schedule|shift"):
         Schedule(*arguments)
+
+
+def test_logit_normal_times_favour_the_middle():
+    draw = torch.Generator().manual_seed(0)
+    times = Schedule("flow").draw_times(20_000, 0.2, 0.8, draw, "logit-normal")
+    assert 0.2 <= times.min() and times.max() <= 0.8
+    inner = ((times - 0.5).abs() < 0.15).double().mean()
+    expected = 2 * torch.special.ndtr(torch.tensor(math.log(3.0))) - 1  # |sigmoid(z) - 1/2| < 1/4
+    assert float(inner) == pytest.approx(float(expected), abs=0.01)

@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 import torch
 
@@ -13,13 +15,16 @@ from qdm_pipeline.models.quantizer import QuantizerSettings
 from qdm_pipeline.models.transformer import rotary_angles, rotate
 
 
-def make(patch=(1, 1, 1), classes=("a", "b"), vocabulary=(), width=32):
+def make(
+    patch=(1, 1, 1), classes=("a", "b"), vocabulary=(), width=32, attention="full", residual_dim=0, kind="vq"
+):  # fmt: skip
+    size = {"fsq": 25, "lfq": 4, "bsq": 4}.get(kind, 32)
     quantizer = QuantizerSettings(
-        kind="vq", codebook_size=32, codebook_dim=2, groups=4, decay=0.9, revival_threshold=0.1
+        kind=kind, codebook_size=size, codebook_dim=2, groups=4, decay=0.9, revival_threshold=0.1
     )
     size = PredictorSettings(
-        attention="full",
-        residual_dim=0,
+        attention=attention,
+        residual_dim=residual_dim,
         width=width,
         depth=2,
         heads=2,
@@ -130,3 +135,95 @@ def test_timestep_embedding_tells_times_apart():
 def test_wrong_sizes_are_named():
     with pytest.raises(ValueError, match="heads"):
         make(width=30)
+
+
+@pytest.mark.parametrize("kind", ["fsq", "lfq", "bsq"])
+def test_other_quantizers_stand_behind_the_same_interface(kind):
+    model, x = make(kind=kind).train(), torch.randn(3, 4, 3, 4, 4)
+    features = model.features(x, torch.rand(3), Condition())
+    prediction = model.read(features, "quantized", collect=True)
+    (prediction.x0.square().mean() + prediction.commitment).backward()
+    assert model.patch_in.weight.grad.abs().sum() > 0
+    size = model.quantizer.codebook.shape[1]
+    assert 0 <= prediction.codes.min() and prediction.codes.max() < size
+    assert torch.allclose(model.decode_codes(prediction.codes), prediction.x0, atol=1e-5)
+    model.quantizer.commit(0, 0)
+    assert model.quantizer.take_usage().sum() == 4 * 3 * 48
+    codebook = model.quantizer.codebook[0]
+    assert len(codebook.unique(dim=0)) == size
+
+
+@pytest.mark.parametrize("kind", ["fsq", "lfq"])
+def test_a_wrong_number_of_codes_is_named(kind):
+    with pytest.raises(ValueError, match="codebook_size: found 24"):
+        QuantizerSettings(
+            kind=kind, codebook_size=24, codebook_dim=2, groups=1, decay=0.0, revival_threshold=0.0
+        )
+
+
+def test_a_missing_library_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "vector_quantize_pytorch", None)
+    with pytest.raises(InputError, match="ablations"):
+        make(kind="fsq")
+
+
+def test_factorised_attention_sees_frame_and_place_in_turn():
+    model, x, t = make(attention="factorised"), torch.randn(1, 4, 3, 4, 4), torch.tensor([0.5])
+    seen = torch.zeros(3, 4, 4, dtype=torch.bool)
+    first = model.blocks[0]
+    inputs = {}
+    first.register_forward_hook(lambda module, args, out: inputs.update(out=out))
+    model(x, t, Condition())
+    before = inputs["out"].detach().clone()
+    changed = x.clone()
+    changed[0, :, 1, 2, 3] += 1
+    model(changed, t, Condition())
+    seen = (inputs["out"] - before).abs().sum(-1).view(3, 4, 4) > 1e-6
+    assert seen[1].all() and not seen[0].any() and not seen[2].any()  # a block within frames ...
+    answer = [model(part, t, Condition()).x0 for part in (x, changed)]
+    assert ((answer[0] - answer[1]).abs().sum(1)[0] > 1e-6).all()  # ... and one over time reach everything
+
+
+def test_reach_within_a_frame_is_full_attention_to_a_clip_of_one_frame():
+    full, factorised = make(), make(attention="factorised")
+    factorised.load_state_dict(full.state_dict())
+    x, t = torch.randn(2, 4, 1, 4, 4), torch.rand(2)
+    with torch.no_grad():
+        for block in (full.blocks[1], factorised.blocks[1]):  # over one frame, attention is its own value
+            block.attention_out.weight.zero_()
+    assert torch.allclose(full(x, t, Condition()).x0, factorised(x, t, Condition()).x0, atol=1e-6)
+
+
+def test_checkpointed_blocks_give_the_same_gradients_to_the_bit():
+    gradients = []
+    for checkpointed in (False, True):
+        model = make()
+        model.checkpoint_blocks = checkpointed
+        x = torch.linspace(-1, 1, 2 * 4 * 48).view(2, 4, 3, 4, 4)
+        model(
+            x, torch.tensor([0.2, 0.7]), Condition(), "quantized", collect=True
+        ).x0.square().sum().backward()
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+        assert model.quantizer.collected[..., -1].sum() == 4 * 2 * 48
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_a_residual_stands_beside_the_codes():
+    model, x, t = make(residual_dim=3), torch.randn(2, 4, 3, 4, 4), torch.rand(2)
+    with torch.no_grad():
+        prediction = model(x, t, Condition(), "quantized")
+    assert prediction.residual.shape == (2, 3, 3, 4, 4)
+    assert torch.equal(model.decode_codes(prediction.codes, prediction.residual), prediction.x0)
+    assert not torch.allclose(model.decode_codes(prediction.codes), prediction.x0)
+    assert torch.allclose(model(x, t, Condition(), "quantized").x0, prediction.x0, atol=1e-5)
+    assert make()(x, t, Condition(), "quantized").residual is None
+
+
+def test_longer_clips_than_any_before_keep_relative_positions():
+    # Of equal frames, every one attends to equal values: its answer is the same in a clip of any length.
+    model, frame = make(attention="factorised"), torch.randn(1, 4, 1, 4, 4)
+    short, long = (
+        model(frame.expand(-1, -1, length, -1, -1), torch.tensor([0.5]), Condition()).x0 for length in (9, 33)
+    )
+    assert long.shape[2] == 33 and long.isfinite().all()
+    assert torch.allclose(short[:, :, 4], long[:, :, 16], atol=1e-5)

@@ -1,5 +1,10 @@
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from qdm_pipeline.models.quantizer import QuantizerSettings, VectorQuantizer
 from qdm_pipeline.models.search import CHUNK_SCORES, nearest
@@ -163,3 +168,102 @@ def test_state_dict_resumes_exactly():
 def test_wrong_settings_are_named(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         make(**wrong)
+
+
+def test_masked_tokens_neither_teach_nor_count():
+    whole, masked = make(), make()
+    embedding = torch.randn(80, 12)
+    mask = torch.arange(80) < 50
+    whole(embedding[:50], collect=True)
+    quantized = masked(embedding, collect=True, mask=mask)
+    assert torch.equal(masked.collected, whole.collected) and masked.tally[0] == 0
+    alone = whole(embedding[:50])
+    assert torch.allclose(quantized.commitment, alone.commitment)
+    (quantized.commitment + alone.commitment).backward()
+    assert torch.allclose(masked.project_in.weight.grad, whole.project_in.weight.grad, atol=1e-6)
+    assert make()(embedding, mask=torch.zeros(80, dtype=torch.bool)).commitment == 0
+
+
+def test_without_a_change_of_width_there_are_no_projections():
+    settings = QuantizerSettings(
+        kind="vq", codebook_size=16, codebook_dim=3, groups=4, decay=0.9, revival_threshold=0.1
+    )
+    quantizer = VectorQuantizer(12, settings)
+    assert not list(quantizer.parameters())
+    quantized = quantizer(torch.randn(5, 12))
+    rows = quantizer.group_embeddings()
+    added = sum(rows[g, quantized.codes[:, g]] for g in range(4)) + quantizer.bias
+    assert torch.equal(quantized.output, added) and quantized.output.shape == (5, 12)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_recomputation_in_backward_collects_nothing_twice(reentrant):
+    quantizer, embedding = make(), torch.randn(40, 12, requires_grad=True)
+    output = checkpoint(lambda x: quantizer(x, collect=True).output, embedding, use_reentrant=reentrant)
+    once = quantizer.collected.clone()
+    output.sum().backward()
+    assert torch.equal(quantizer.collected, once) and once[..., -1].sum() == 80
+
+
+def test_one_non_finite_token_changes_no_other_code():
+    quantizer, embedding = make(), torch.randn(100, 12)
+    codes = quantizer(embedding).codes
+    embedding[17] = float("inf")
+    dirty = quantizer(embedding).codes
+    others = torch.arange(100) != 17
+    assert torch.equal(dirty[others], codes[others]) and 0 <= dirty.min() and dirty.max() < 16
+
+
+@pytest.mark.parametrize("size", [2, 31, 32, 100])
+def test_search_takes_any_number_of_codes(size):
+    tokens, codebook = torch.randn(2, 60, 5), torch.randn(2, size, 5)
+    assert torch.equal(nearest(tokens, codebook), torch.cdist(tokens.double(), codebook.double()).argmin(-1))
+
+
+def test_error_is_relative_to_the_spread_of_the_tokens():
+    quantizer = make(groups=1)
+    embedding = torch.randn(500, 12)
+    quantizer(embedding, collect=True)
+    quantizer.commit(0, 0)
+    with torch.no_grad():
+        tokens = quantizer.project_in(embedding).double()
+    codes = quantizer(embedding, collect=True).codes[:, 0]
+    chosen = quantizer.codebook[0, codes].double()
+    expected = (tokens - chosen).square().sum() / (tokens - tokens.mean(0)).square().sum()
+    assert float(quantizer.commit(0, 1)["codebook/error"]) == pytest.approx(float(expected), rel=1e-4)
+    assert torch.equal(quantizer.take_usage().sum(), torch.tensor(1000.0)) and not quantizer.usage.any()
+
+
+def test_compiles_as_one_graph_with_the_same_answers():
+    plain, compiled = make(), make()
+    graph = torch.compile(compiled, fullgraph=True, backend="aot_eager")
+    for step in range(3):
+        embedding = torch.randn(50, 12)
+        a, b = plain(embedding, collect=True), graph(embedding, collect=True)
+        assert torch.equal(a.codes, b.codes) and torch.allclose(a.output, b.output, atol=1e-6)
+        plain.commit(0, step)
+        compiled.commit(0, step)
+    assert torch.allclose(plain.codebook, compiled.codebook, atol=1e-6)
+    assert torch._dynamo.explain(compiled)(embedding, collect=True).graph_break_count == 0
+
+
+def ranks(world, folder):
+    """The states of the processes of tests/models/quantizer_rank.py."""
+    script = Path(__file__).with_name("quantizer_rank.py")
+    commands = [[sys.executable, script, str(rank), str(world), folder] for rank in range(world)]
+    processes = [subprocess.Popen(command) for command in commands]
+    assert [process.wait(120) for process in processes] == world * [0]
+    return [torch.load(folder / f"{rank}-of-{world}.pt") for rank in range(world)]
+
+
+def test_processes_move_one_codebook(tmp_path):
+    """Uneven shares and an empty one; modules built before and after the process group."""
+    (alone,) = ranks(1, tmp_path)
+    for world in (2, 4):
+        found = ranks(world, tmp_path)
+        for state in found:
+            assert state["calls"] == alone["calls"]  # one collective a step
+            for name in ("plain", "reviving"):
+                assert all(torch.equal(state[name][key], found[0][name][key]) for key in state[name])
+        together, single = (state["plain"]["codebook"].double() for state in (found[0], alone))
+        assert float((together - single).norm() / single.norm()) <= 1e-6

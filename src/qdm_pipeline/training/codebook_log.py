@@ -28,12 +28,11 @@ class CodebookLog:
     def take(self) -> dict[str, float]:
         """Metrics of everything since the last call; every rank calls it, one collective."""
         use = codebook_use(self.quantizer.take_usage().cpu())
-        counts = self.ranks.sum(self.counts).cpu()
-        self.counts.zero_()
         by_time = {
             f"codebook/utilization_t{(index + 0.5) / BINS:.1f}": float((part > 0).double().mean())
-            for index, part in enumerate(counts)
+            for index, part in enumerate(self.ranks.sum(self.counts))
         }
+        self.counts.zero_()
         return {
             "codebook/utilization": use.utilization,
             "codebook/utilization_ceiling": use.ceiling,
