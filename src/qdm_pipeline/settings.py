@@ -1,12 +1,14 @@
 """Project settings that Kedro reads."""
 
+from typing import Any
+
 from qdm_pipeline.hooks import InputHook, MLflowHook
 from qdm_pipeline.parameters import ProjectContext
 
 CONTEXT_CLASS = ProjectContext
 HOOKS = (InputHook(), MLflowHook())
 DISABLE_HOOKS_FOR_PLUGINS = ("kedro-telemetry",)
-CONFIG_LOADER_ARGS = {
+CONFIG_LOADER_ARGS: dict[str, Any] = {
     "base_env": "base",
     "default_run_env": "local",
     "merge_strategy": {"parameters": "soft"},  # an environment names only the keys that it changes

@@ -157,6 +157,4 @@ def test_every_step_is_that_of_diffusers(sampler, betas):
         ).prev_sample
     assert len(ours) == 20
     for a, b in zip(ours, theirs, strict=True):
-        assert float((a - b).abs().max()) < (
-            1e-6 if sampler == "ddim" else 2e-4
-        )  # its DPM sigmas are float32
+        assert float((a - b).abs().max()) < (1e-6 if sampler == "ddim" else 2e-4)

@@ -62,6 +62,7 @@ def main(rank: int, world: int, folder: Path) -> None:
     state = train(rank, world, made or {"plain": build(0.0), "reviving": build(0.3)})
     torch.save(state, folder / f"{rank}-of-{world}.pt")
     if world > 1:
+        dist.barrier()  # nobody leaves while another still talks to it
         dist.destroy_process_group()
 
 

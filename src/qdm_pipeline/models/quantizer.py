@@ -175,8 +175,7 @@ class VectorQuantizer(Quantizer):
     counts: Tensor  # [G, K] EMA of uses per step, float32 as all state
     sums: Tensor  # [G, K, D] EMA of the sum of the tokens that chose a code
     initialised: Tensor  # [] bool
-    collected: Tensor  # [G, K, D + 1] sums and counts since the last commit; not in the state dict
-    tally: Tensor  # [3] left-out tokens, squared error, squared norm since the last commit; the same
+    pending: Tensor  # [3 + 2 G K (D + 1)]: `tally`, `collected`, candidates; not in the state dict
 
     def __init__(self, embedding_dim: int, settings: QuantizerSettings) -> None:
         super().__init__(embedding_dim, settings)
@@ -187,11 +186,21 @@ class VectorQuantizer(Quantizer):
         self.register_buffer("counts", torch.ones(groups, size))
         self.register_buffer("sums", start.clone())
         self.register_buffer("initialised", torch.tensor(False))
-        self.register_buffer("collected", torch.zeros(groups, size, dim + 1), persistent=False)
-        self.register_buffer("tally", torch.zeros(3), persistent=False)
+        self.register_buffer("pending", torch.zeros(3 + 2 * groups * size * (dim + 1)), persistent=False)
         self._latest: tuple[Tensor, Tensor] | None = (
             None  # tokens [G, N, D] that may replace codes; which may
         )
+
+    @property
+    def tally(self) -> Tensor:
+        """Left-out tokens, squared error and squared norm of the others, since the last commit: [3]."""
+        return self.pending[:3]
+
+    @property
+    def collected(self) -> Tensor:
+        """Sum of the tokens of each code, and their count, since the last commit: [G, K, D + 1]."""
+        groups, size, dim = self.codebook.shape
+        return self.pending[3 : 3 + groups * size * (dim + 1)].view(groups, size, dim + 1)
 
     def _quantize(self, tokens: Tensor, collect: bool, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         with torch.no_grad():
@@ -235,66 +244,65 @@ class VectorQuantizer(Quantizer):
         first commit puts the codes onto data. Returns, over all ranks, under ``codebook/``: ``replaced``, the
         churn in codes, mean over groups; ``error``, relative to the tokens' variance; tokens ``left_out``.
         """
-        groups, size, dim = self.codebook.shape
-        batch = torch.cat([self.collected.flatten(), self._candidates(seed, step, rank, world), self.tally])
-        self.collected.zero_()
-        self.tally.zero_()
-        self._latest = None
+        first = not bool(self.initialised)
+        slots = self.settings.codebook_size if first else max(1, self.settings.codebook_size // 16)
+        candidates = self._propose(slots, seed, step, rank, world)
         if reduce is not None:
-            reduce(batch)
-        collected, candidates, tally = batch.split([self.collected.numel(), self.collected.numel(), 3])
-        sums, counts = collected.view(groups, size, dim + 1).split([dim, 1], -1)
-        replacement, valid = candidates.view(groups, size, dim + 1).split([dim, 1], -1)
-        replaced = self._update(counts.squeeze(-1), sums, replacement, valid.squeeze(-1) > 0, seed, step)
-        self.usage += counts.squeeze(-1)
-        tokens = counts.sum(1)  # [G, 1]
-        spread = tally[2] - (sums.sum(1).square() / tokens.clamp(min=1)).sum()
-        return {
-            "codebook/replaced": replaced,
-            "codebook/error": tally[1] / spread.clamp(min=torch.finfo(spread.dtype).tiny),
-            "codebook/left_out": tally[0],
+            reduce(self.pending[: candidates.storage_offset() + candidates.numel()])
+        sums, counts = self.collected[..., :-1], self.collected[..., -1]
+        tokens = counts.sum(1, keepdim=True)  # [G, 1]
+        spread = self.tally[2] - (sums.sum(1).square() / tokens.clamp(min=1)).sum()
+        replaced = self._update(counts, sums, candidates, first, seed, step) if tokens.any() else 0.0
+        self.usage += counts
+        metrics = {
+            "codebook/replaced": torch.tensor(replaced),
+            "codebook/error": self.tally[1] / spread.clamp(min=torch.finfo(spread.dtype).tiny),
+            "codebook/left_out": self.tally[0].clone(),
         }
+        self.pending.zero_()
+        self._latest = None
+        return metrics
 
-    def _candidates(self, seed: int, step: int, rank: int, world: int) -> Tensor:
-        """This rank's share of tokens that may replace codes, and 1 where there is one: flat [G, K, D + 1].
+    def _propose(self, slots: int, seed: int, step: int, rank: int, world: int) -> Tensor:
+        """Put this rank's share of tokens that may replace codes, each with a 1 behind it: [G, slots, D + 1].
 
         Drawn from the newest tokens by (seed, step, rank), so that a resume draws them again.
         """
         groups, size, dim = self.codebook.shape
-        proposed = self.collected.new_zeros(groups, size, dim + 1)
+        start = 3 + self.collected.numel()
+        proposed = self.pending[start : start + groups * slots * (dim + 1)].view(groups, slots, dim + 1)
         if self._latest is not None and self._latest[0].shape[1]:
             tokens, learned = self._latest
-            slots = torch.arange(rank, size, world)
+            mine = len(range(rank, slots, world))
             draw = generator(seed, step, rank, "revival")
-            rows = torch.randint(tokens.shape[1], (groups, len(slots)), generator=draw).to(tokens.device)
-            picked = torch.gather(tokens, 1, rows.unsqueeze(-1).expand(-1, -1, dim))
-            proposed[:, slots.to(tokens.device)] = torch.cat(
-                [picked, learned[rows].float().unsqueeze(-1)], -1
-            )
-        return proposed.flatten()
+            rows = torch.randint(tokens.shape[1], (groups, mine), generator=draw).to(tokens.device)
+            proposed[:, rank::world, :-1] = torch.gather(tokens, 1, rows.unsqueeze(-1).expand(-1, -1, dim))
+            proposed[:, rank::world, -1] = learned[rows].float()
+        return proposed
 
     def _update(
-        self, counts: Tensor, sums: Tensor, candidates: Tensor, valid: Tensor, seed: int, step: int
-    ) -> Tensor:
-        """The same on every rank, and without a wait for the device."""
-        some, first = counts.any(), ~self.initialised
-        weight = torch.where(first, 1.0, 1 - self.settings.decay) * some
+        self, counts: Tensor, sums: Tensor, candidates: Tensor, first: bool, seed: int, step: int
+    ) -> float:
+        """Moving averages, replaced codes, new codebook: the same on every rank. Returns the churn."""
+        weight = 1.0 if first else 1 - self.settings.decay
         self.counts.lerp_(counts, weight)
         self.sums.lerp_(sums, weight)
         mean_use = self.counts.mean(-1, keepdim=True)
-        order = torch.randperm(counts.shape[1], generator=generator(seed, step, 0, "revival order"))
-        order = order.to(counts.device)
-        dead = first | (self.counts < self.settings.revival_threshold * mean_use)
-        dead = dead & valid[:, order] & some
-        self.sums.copy_(
-            torch.where(dead.unsqueeze(-1), candidates[:, order] * mean_use.unsqueeze(-1), self.sums)
-        )
-        self.counts.copy_(torch.where(dead, mean_use, self.counts))
+        limit = torch.inf if first else self.settings.revival_threshold * mean_use
+        order = torch.randperm(candidates.shape[1], generator=generator(seed, step, 0, "revival order"))
+        offered = candidates[:, order.to(candidates.device)]
+        dead = self.counts < limit
+        turn = dead.cumsum(1) - 1  # the n-th dead code gets the n-th candidate, if there is one
+        slot = turn.clamp(max=offered.shape[1] - 1).clamp(min=0)
+        dead &= (turn < offered.shape[1]) & (offered[..., -1].gather(1, slot) > 0)
+        group, code = dead.nonzero(as_tuple=True)
+        self.sums[group, code] = offered[group, slot[group, code], :-1] * mean_use[group]
+        self.counts[group, code] = mean_use[group, 0]
         total = self.counts.sum(-1, keepdim=True)
         smoothed = (self.counts + 1e-5) * total / (total + 1e-5 * counts.shape[1])  # Laplace
-        self.codebook.copy_(torch.where(some, self.sums / smoothed.unsqueeze(-1), self.codebook))
-        self.initialised.logical_or_(some)
-        return dead.sum() / len(dead)
+        torch.div(self.sums, smoothed.unsqueeze(-1), out=self.codebook)
+        self.initialised.fill_(True)
+        return len(group) / len(dead)
 
 
 def recomputing() -> bool:

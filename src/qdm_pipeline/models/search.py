@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Scores held at a time: on a CPU what its cache takes (4 MiB of float32), elsewhere what fills the device.
-CHUNK_SCORES = {"cpu": 1 << 20}
+# Scores held at a time: on a CPU what its cache nearly takes (8 MiB), elsewhere what fills the device.
+CHUNK_SCORES = {"cpu": 1 << 21}
 CHUNK_SCORES_DEVICE = 1 << 26
 LANES = 32
 

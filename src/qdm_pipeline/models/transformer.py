@@ -1,11 +1,13 @@
 """The Transformer block of a diffusion Transformer (Peebles & Xie 2023, arXiv:2212.09748)."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 # What a token attends to: the whole clip, its own frame, or its own place in every frame.
 Reach = Literal["all", "frame", "position"]
@@ -56,7 +58,8 @@ class TransformerBlock(nn.Module):
         self.reach = reach
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.attention_out = nn.Linear(width, width, bias=False)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU("tanh"), nn.Linear(4 * width, width))
+        self.mlp_in = nn.Linear(width, 4 * width)
+        self.mlp_out = nn.Linear(4 * width, width)
         self.modulation = nn.Parameter(torch.zeros(6, width))
         if cross_attention:
             self.text_query = nn.Linear(width, width, bias=False)
@@ -77,14 +80,26 @@ class TransformerBlock(nn.Module):
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (
             (modulation + self.modulation).unsqueeze(2).unbind(1)
         )
-        x = x + gate_a * self._attend(_modulate(x, shift_a, scale_a), frames, rotary)
+        qkv = _recomputed(self._to_qkv, x, shift_a, scale_a)
+        x = torch.addcmul(x, gate_a, self._attend(qkv, frames, rotary))
         if text is not None and text_mask is not None:
             x = x + self._attend_text(x, text, text_mask)
-        return x + gate_m * self.mlp(_modulate(x, shift_m, scale_m))
+        hidden = _recomputed(self._to_hidden, x, shift_m, scale_m)
+        return torch.addcmul(x, gate_m, _recomputed(self._from_hidden, hidden))
 
-    def _attend(self, x: Tensor, frames: int, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
-        q, k = (rotate(F.rms_norm(part, part.shape[-1:]), *rotary).to(v.dtype) for part in (q, k))
+    def _to_qkv(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        return self.qkv(_modulate(x, shift, scale))
+
+    def _to_hidden(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        return self.mlp_in(_modulate(x, shift, scale))
+
+    def _from_hidden(self, hidden: Tensor) -> Tensor:
+        return self.mlp_out(F.gelu(hidden, approximate="tanh"))
+
+    def _attend(self, qkv: Tensor, frames: int, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        heads = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=self.heads)
+        q, k = rotate(F.rms_norm(heads[:2], heads.shape[-1:]), *rotary).to(qkv.dtype)
+        v = heads[2]
         # Positions turn relative to one another, so within a frame the angles of time drop out by themselves.
         apart = {
             "all": "b h (f s) d -> b h (f s) d",
@@ -93,7 +108,7 @@ class TransformerBlock(nn.Module):
         }[self.reach]
         q, k, v = (rearrange(part, apart, f=frames) for part in (q, k, v))
         together = " -> ".join(reversed(apart.split(" -> ")))
-        out = rearrange(attend(q, k, v), together, f=frames, s=x.shape[1] // frames)
+        out = rearrange(attend(q, k, v), together, f=frames, s=qkv.shape[1] // frames)
         return self.attention_out(rearrange(out, "b h n d -> b n (h d)"))
 
     def _attend_text(self, x: Tensor, text: Tensor, mask: Tensor) -> Tensor:
@@ -103,5 +118,17 @@ class TransformerBlock(nn.Module):
         return self.text_out(rearrange(attend(q, k, v, mask[:, None, None]), "b h n d -> b n (h d)"))
 
 
+def _recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """``function(*inputs)``, whose cheap steps before its product are done again in backward, not kept.
+
+    A product keeps its input; here the input's own inputs are kept, of which there are fewer. A compiler
+    makes that choice itself.
+    """
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return function(*inputs)
+    kept: Tensor = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+    return kept
+
+
 def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:]) * (1 + scale) + shift
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:]), 1 + scale)

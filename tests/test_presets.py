@@ -1,0 +1,67 @@
+"""Every preset builds, its row in the README is what it costs, and at reduced size it trains and samples."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from benchmarks.presets import PRESETS, parameters, row, shapes
+
+from qdm_pipeline.diffusion.sampler import renoise
+from qdm_pipeline.ranks import Ranks
+from qdm_pipeline.training.denoiser import GuidedDenoiser
+from qdm_pipeline.training.distill import DistillTask
+from qdm_pipeline.training.teacher import TeacherTask
+from qdm_pipeline.video.shards import write_shards
+
+NAMED = {  # codes, width, layers
+    "small": (4096, 512, 6), "medium": (8192, 1024, 12), "large": (16384, 2048, 24),
+    "dmd_optimized": (8192, 1024, 12),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_table_of_the_readme_is_computed(name):
+    line = f"| {' | '.join(row(name))} |"
+    print(line)
+    for readme in ("README.md", "README.zh-CN.md"):
+        assert line in (Path(__file__).parent.parent / readme).read_text(), f"{readme} lacks:\n{line}"
+
+
+@pytest.mark.parametrize("name", sorted(NAMED))
+def test_presets_have_the_promised_sizes(name):
+    config, _ = shapes(parameters(name))
+    assert (config.size.quantizer.codebook_size, config.size.width, config.size.depth) == NAMED[name]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_trains_distils_and_samples_at_reduced_size(name, tmp_path):
+    preset = parameters(name)
+    _, (channels, frames, _, _) = shapes(preset)
+    draw = torch.Generator().manual_seed(0)
+    samples = (
+        (
+            {"latent": torch.randn(channels, frames, 4, 4, generator=draw)},
+            {"id": str(i), "label": i % 2, "caption": "", "split": "train"},
+        )
+        for i in range(8)
+    )
+    latents = write_shards(tmp_path / "latents", samples, {"classes": ["a", "b"]}, 8)
+    small = {"batch": 2, "accumulation": 1, "precision": "fp32"}
+    model = replace(preset["teacher"].model, width=64, depth=2, heads=2)
+    teacher = TeacherTask(replace(preset["teacher"], model=model, **small), latents, Ranks())
+    metrics = teacher.train_step(0)
+    assert torch.isfinite(metrics["loss/quantized"]) and metrics["codebook/replaced"] > 0
+    (tmp_path / "teacher").mkdir()
+    teacher.export(tmp_path / "teacher")
+    distill = DistillTask(
+        replace(preset["distill"], critic_updates=1, **small), tmp_path / "teacher", latents, Ranks()
+    )
+    assert torch.isfinite(distill.train_step(0)["student/loss"])
+    denoiser = GuidedDenoiser(distill.dmd.student, distill.condition.rows(slice(0, 2)), 1.0, "quantized")
+    with torch.inference_mode():
+        noise = torch.randn(2, *latents.manifest["fields"]["latent"]["shape"], generator=draw)
+        sample = renoise(denoiser, noise, preset["distill"].times, distill.schedule, draw)
+        codes = denoiser.tokens()["codes"]
+        assert torch.equal(distill.dmd.student.decode_codes(codes), sample)
+    assert sample.shape == noise.shape and sample.isfinite().all()
