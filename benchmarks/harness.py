@@ -4,7 +4,7 @@ import ctypes
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 
@@ -17,7 +17,7 @@ torch.set_num_threads(1)
 Act = Callable[[], object]
 
 
-def take_turns(contestants: dict[str, Act], rounds: int = ROUNDS) -> dict[str, list[float]]:
+def take_turns(contestants: Mapping[str, Act], rounds: int = ROUNDS) -> dict[str, list[float]]:
     """Seconds of every contestant in each round, after one round to warm up."""
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for round_ in range(-1, rounds):

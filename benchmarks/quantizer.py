@@ -1,4 +1,4 @@
-"""Search and EMA of a training step; peer: vector-quantize-pytorch; floor: one product of tokens and codes."""
+"""Search and EMA of a training step; peer: vector-quantize-pytorch; floor: a product of tokens and codes."""
 
 import math
 import sys

@@ -98,7 +98,10 @@ class MLflowHook:
 
     @hook_impl
     def after_dataset_saved(self, dataset_name: str, data: Any) -> None:
-        """Log what the catalog marks: ``metadata.mlflow`` is ``metrics`` or the folder for an artifact."""
+        """Log what the catalog marks: ``metadata.mlflow`` is ``metrics``, ``facts`` or a folder.
+
+        ``metrics``: rows of a report; ``facts``: the numbers in a handle's metadata; else the dataset's file.
+        """
         dataset: Any = self._catalog.get(dataset_name)
         mark = (getattr(dataset, "metadata", None) or {}).get("mlflow")
         if mark is None or self._run_id is None:
@@ -107,6 +110,9 @@ class MLflowHook:
             if mark == "metrics":
                 for key, value in row_metrics(data).items():
                     self._client.log_metric(self._run_id, key, value)
+            elif mark == "facts":
+                for key, value in numbers(data.metadata).items():
+                    self._client.log_metric(self._run_id, f"{data.kind}/{key}", value)
             else:
                 self._client.log_artifact(self._run_id, str(dataset._filepath), mark)
         except Exception as error:
@@ -161,10 +167,14 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def row_metrics(report: dict[str, Any]) -> dict[str, float]:
     """The numbers of ``{"rows": [{"name": "teacher", "frechet": 1.0}]}`` as ``teacher/frechet``."""
+    return {f"{row['name']}/{key}": value for row in report["rows"] for key, value in numbers(row).items()}
+
+
+def numbers(values: dict[str, Any]) -> dict[str, float]:
+    """The entries that are numbers."""
     return {
-        f"{row['name']}/{key}": float(value)
-        for row in report["rows"]
-        for key, value in row.items()
+        key: float(value)
+        for key, value in values.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
 

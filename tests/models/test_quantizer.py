@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks import drift
 from torch.utils.checkpoint import checkpoint
 
 from qdm_pipeline.models.quantizer import QuantizerSettings, VectorQuantizer
@@ -267,3 +268,10 @@ def test_processes_move_one_codebook(tmp_path):
                 assert all(torch.equal(state[name][key], found[0][name][key]) for key in state[name])
         together, single = (state["plain"]["codebook"].double() for state in (found[0], alone))
         assert float((together - single).norm() / single.norm()) <= 1e-6
+
+
+def test_a_small_codebook_follows_its_drifting_tokens():
+    found = drift.follow(256, drift=True, decay=0.9, threshold=0.25)
+    assert found["utilization"] == 1 and found["perplexity"] > 0.85 and found["churn"] < 0.004
+    slow = drift.follow(256, drift=True, decay=0.999, threshold=0.0)
+    assert slow["error"] > 1.3 * found["error"]

@@ -17,6 +17,7 @@ from qdm_pipeline.models.quantizer import QuantizerSettings
 from qdm_pipeline.models.transformer import Reach, TransformerBlock, rotary_angles
 
 Path = Literal["continuous", "quantized"]
+Recompute = Literal["nothing", "pointwise", "blocks"]
 
 
 @settings
@@ -98,13 +99,13 @@ class QuantizedDiffusionPredictor(nn.Module):
     continuous: x0 = final_proj(h); quantized: x0 = final_proj(VectorQuantizer(h)). ``final_proj`` is shared.
     With ``residual_dim`` R > 0 the quantized path adds residual_out(r), r = residual_in(h) of R numbers.
 
-    Set ``checkpoint_blocks`` to keep only the inputs of blocks for backward, and compute the rest again.
+    `recompute` says what is kept for backward.
     """
 
     def __init__(self, config: PredictorConfig) -> None:
         super().__init__()
         self.config = config
-        self.checkpoint_blocks = False
+        self._checkpoint_blocks = False
         size, width = config.size, config.size.width
         patch_volume = math.prod(size.patch)
         self.patch_in = nn.Linear(config.latent_channels * patch_volume, width)
@@ -134,6 +135,16 @@ class QuantizedDiffusionPredictor(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
+    def recompute(self, what: Recompute) -> None:
+        """What backward computes again instead of keeping it.
+
+        ``pointwise``: norms, modulation and GELU; ``blocks``: all but the inputs of blocks.
+        """
+        self._checkpoint_blocks = what == "blocks"
+        for block in self.blocks:
+            assert isinstance(block, TransformerBlock)
+            block.recompute = what == "pointwise"
+
     def forward(
         self, x_t: Tensor, t: Tensor, condition: Condition, path: Path = "continuous", collect: bool = False
     ) -> Prediction:
@@ -156,7 +167,7 @@ class QuantizedDiffusionPredictor(nn.Module):
         rotary = angles.cos(), angles.sin()
         for block in self.blocks:
             inputs = (x, grid[0], modulation, rotary, text, text_mask)
-            if self.checkpoint_blocks and torch.is_grad_enabled():
+            if self._checkpoint_blocks and torch.is_grad_enabled():
                 x = checkpoint(block, *inputs, use_reentrant=False)
             else:
                 x = block(*inputs)

@@ -175,7 +175,7 @@ class VectorQuantizer(Quantizer):
     counts: Tensor  # [G, K] EMA of uses per step, float32 as all state
     sums: Tensor  # [G, K, D] EMA of the sum of the tokens that chose a code
     initialised: Tensor  # [] bool
-    pending: Tensor  # [3 + 2 G K (D + 1)]: `tally`, `collected`, candidates; not in the state dict
+    pending: Tensor  # [2 + 2 G K (D + 1)]: `tally`, `collected`, candidates; not in the state dict
 
     def __init__(self, embedding_dim: int, settings: QuantizerSettings) -> None:
         super().__init__(embedding_dim, settings)
@@ -186,47 +186,48 @@ class VectorQuantizer(Quantizer):
         self.register_buffer("counts", torch.ones(groups, size))
         self.register_buffer("sums", start.clone())
         self.register_buffer("initialised", torch.tensor(False))
-        self.register_buffer("pending", torch.zeros(3 + 2 * groups * size * (dim + 1)), persistent=False)
+        self.register_buffer("pending", torch.zeros(2 + 2 * groups * size * (dim + 1)), persistent=False)
         self._latest: tuple[Tensor, Tensor] | None = (
             None  # tokens [G, N, D] that may replace codes; which may
         )
 
     @property
     def tally(self) -> Tensor:
-        """Left-out tokens, squared error and squared norm of the others, since the last commit: [3]."""
-        return self.pending[:3]
+        """Left-out tokens and squared norm of the others, since the last commit: [2]."""
+        return self.pending[:2]
 
     @property
     def collected(self) -> Tensor:
         """Sum of the tokens of each code, and their count, since the last commit: [G, K, D + 1]."""
         groups, size, dim = self.codebook.shape
-        return self.pending[3 : 3 + groups * size * (dim + 1)].view(groups, size, dim + 1)
+        return self.pending[2 : 2 + groups * size * (dim + 1)].view(groups, size, dim + 1)
 
     def _quantize(self, tokens: Tensor, collect: bool, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         with torch.no_grad():
             codes = nearest(tokens.detach(), self.codebook)
             chosen = self._look_up(codes)
             if collect and not recomputing():
-                self._collect(tokens.detach(), chosen, codes, mask)
+                self._collect(tokens.detach(), codes, mask)
         if mask is None:
             commitment = (tokens - chosen).square().mean()
         else:
             distance = torch.where(mask[:, None], tokens - chosen, 0)
             commitment = distance.square().sum() / (mask.sum() * len(tokens) * tokens.shape[2]).clamp(min=1)
         # q + (h - sg(h)) equals q to the bit; h + sg(q - h) does not.
-        return chosen + (tokens - tokens.detach()), codes, commitment
+        through = chosen + (tokens - tokens.detach()) if torch.is_grad_enabled() else chosen
+        return through, codes, commitment
 
-    def _collect(self, tokens: Tensor, chosen: Tensor, codes: Tensor, mask: Tensor | None) -> None:
+    def _collect(self, tokens: Tensor, codes: Tensor, mask: Tensor | None) -> None:
         groups, size, dim = self.codebook.shape
-        finite = tokens.isfinite().all(-1).all(0)  # [N]
+        finite = tokens.sum(-1).isfinite().all(0)  # [N]
         learned = finite if mask is None else finite & mask
         left_out = ~finite if mask is None else ~finite & mask
         kept = torch.where(learned[:, None], tokens, 0)
         place = (codes + size * torch.arange(groups, device=codes.device)[:, None]).flatten()
-        ones = learned.float().expand(groups, -1).unsqueeze(-1)
-        self.collected.view(-1, dim + 1).index_add_(0, place, torch.cat([kept, ones], -1).flatten(0, 1))
-        error = torch.where(learned[:, None], kept - chosen, 0).square().sum()
-        self.tally.add_(torch.stack([left_out.sum().float(), error, kept.square().sum()]))
+        collected = self.collected.view(-1, dim + 1)
+        collected[:, :-1].index_add_(0, place, kept.flatten(0, 1))
+        collected[:, -1].index_add_(0, place, learned.float().repeat(groups))
+        self.tally.add_(torch.stack([left_out.sum().float(), torch.linalg.vector_norm(kept).square()]))
         self._latest = kept, learned
 
     @torch.no_grad()
@@ -250,18 +251,25 @@ class VectorQuantizer(Quantizer):
         if reduce is not None:
             reduce(self.pending[: candidates.storage_offset() + candidates.numel()])
         sums, counts = self.collected[..., :-1], self.collected[..., -1]
-        tokens = counts.sum(1, keepdim=True)  # [G, 1]
-        spread = self.tally[2] - (sums.sum(1).square() / tokens.clamp(min=1)).sum()
-        replaced = self._update(counts, sums, candidates, first, seed, step) if tokens.any() else 0.0
+        error = self._error(sums, counts)
+        replaced = self._update(counts, sums, candidates, first, seed, step) if counts.any() else 0.0
         self.usage += counts
         metrics = {
             "codebook/replaced": torch.tensor(replaced),
-            "codebook/error": self.tally[1] / spread.clamp(min=torch.finfo(spread.dtype).tiny),
+            "codebook/error": error,
             "codebook/left_out": self.tally[0].clone(),
         }
         self.pending.zero_()
         self._latest = None
         return metrics
+
+    def _error(self, sums: Tensor, counts: Tensor) -> Tensor:
+        """Sum of |x - e|^2 over that of |x - mean|^2, from sums: |x|^2 - 2 x.e + |e|^2 needs no tokens."""
+        norm, sums, counts = self.tally[1].double(), sums.double(), counts.double()
+        code = self.codebook.double()
+        distance = norm - 2 * (sums * code).sum() + (counts * code.square().sum(-1)).sum()
+        spread = norm - (sums.sum(1).square() / counts.sum(1, keepdim=True).clamp(min=1)).sum()
+        return (distance / spread.clamp(min=torch.finfo(torch.float64).tiny)).clamp(min=0)
 
     def _propose(self, slots: int, seed: int, step: int, rank: int, world: int) -> Tensor:
         """Put this rank's share of tokens that may replace codes, each with a 1 behind it: [G, slots, D + 1].
@@ -269,7 +277,7 @@ class VectorQuantizer(Quantizer):
         Drawn from the newest tokens by (seed, step, rank), so that a resume draws them again.
         """
         groups, size, dim = self.codebook.shape
-        start = 3 + self.collected.numel()
+        start = 2 + self.collected.numel()
         proposed = self.pending[start : start + groups * slots * (dim + 1)].view(groups, slots, dim + 1)
         if self._latest is not None and self._latest[0].shape[1]:
             tokens, learned = self._latest

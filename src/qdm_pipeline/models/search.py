@@ -31,12 +31,11 @@ def nearest(tokens: Tensor, codebook: Tensor) -> Tensor:
         ],
         dim=1,
     ).transpose(1, 2)
-    queries = F.pad(tokens, (0, 1), value=1.0)
     chunk = max(1, CHUNK_SCORES.get(tokens.device.type, CHUNK_SCORES_DEVICE) // (groups * columns * LANES))
     codes = torch.empty(groups, count, dtype=torch.int64, device=tokens.device)
     scores = tokens.new_empty(groups, min(chunk, count), columns * LANES)
     for start in range(0, count, chunk):
-        part = queries[:, start : start + chunk]
+        part = F.pad(tokens[:, start : start + chunk], (0, 1), value=1.0)
         held = scores[:, : part.shape[1]]
         torch.bmm(part, table, out=held)
         lanes = held.unflatten(-1, (LANES, columns))

@@ -10,7 +10,7 @@ from torch import Tensor
 from qdm_pipeline.configuration import require, settings
 from qdm_pipeline.diffusion.schedule import Schedule
 from qdm_pipeline.distillation.dmd import QuantizedDiffusionDMD
-from qdm_pipeline.models.predictor import Condition
+from qdm_pipeline.models.predictor import Condition, Recompute
 from qdm_pipeline.randomness import batch_indices, generator
 from qdm_pipeline.ranks import Ranks
 from qdm_pipeline.training import conditions
@@ -39,7 +39,7 @@ class DistillSettings:
     steps: int
     ema: float
     precision: Precision
-    checkpoint_activations: bool
+    recompute: Recompute
     seed: int
     log_every: int
     checkpoint_every: int
@@ -91,8 +91,8 @@ class DistillTask:
             settings.guidance_rescale,
             settings.weight_limit,
         )
-        self.dmd.student.checkpoint_blocks = settings.checkpoint_activations
-        self.dmd.fake_score.checkpoint_blocks = settings.checkpoint_activations
+        self.dmd.student.recompute(settings.recompute)
+        self.dmd.fake_score.recompute(settings.recompute)
         self.dmd.rollout = self.wrapped_student = ranks.wrap(self.dmd.rollout)
         self.dmd.denoising = self.wrapped_critic = ranks.wrap(self.dmd.denoising)
         self.student_optimizer = Optimizer(self.dmd.student, settings.student_optimizer, settings.steps)

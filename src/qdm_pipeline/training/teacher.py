@@ -10,7 +10,13 @@ from torch import Tensor
 from qdm_pipeline.configuration import require, settings
 from qdm_pipeline.diffusion.schedule import CURVES, Density, Schedule
 from qdm_pipeline.distillation.denoising import Denoising
-from qdm_pipeline.models.predictor import PredictorConfig, PredictorSettings, QuantizedDiffusionPredictor
+from qdm_pipeline.models.cost import cost
+from qdm_pipeline.models.predictor import (
+    PredictorConfig,
+    PredictorSettings,
+    QuantizedDiffusionPredictor,
+    Recompute,
+)
 from qdm_pipeline.randomness import batch_indices, generator
 from qdm_pipeline.ranks import Ranks
 from qdm_pipeline.training import conditions
@@ -58,7 +64,7 @@ class TeacherSettings:
     steps: int
     ema: float
     precision: Precision
-    checkpoint_activations: bool  # keep only the inputs of blocks for backward: less memory, more work
+    recompute: Recompute  # in backward, for memory: see QuantizedDiffusionPredictor.recompute
     seed: int
     log_every: int
     checkpoint_every: int
@@ -87,7 +93,7 @@ class TeacherTask:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             self.model = QuantizedDiffusionPredictor(self.config).to(ranks.device)
-        self.model.checkpoint_blocks = settings.checkpoint_activations
+        self.model.recompute(settings.recompute)
         schedule = settings.schedule
         self.schedule = Schedule(schedule.name, schedule.shift)
         self.loss = Denoising(
@@ -167,4 +173,5 @@ class TeacherTask:
         save_predictor(
             directory, self.config, self.ema.weights(self.model), self.settings.schedule, latent_shape=shape
         )
-        return {"parameters": sum(p.numel() for p in self.model.parameters()), "steps": self.steps}
+        spent = cost(self.config, tuple(shape))
+        return {"parameters": spent.parameters, "flops_per_clip": spent.flops, "steps": self.steps}
