@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 
 export OMP_NUM_THREADS := 1
 
-.PHONY: install demo test lint bench clean
+.PHONY: install demo test lint bench bench-gpu clean
 .DEFAULT_GOAL := install
 
 install: $(INSTALLED)
@@ -35,9 +35,12 @@ lint: install
 	$(BIN)/lint-imports
 
 bench: install
-	@test -f benchmarks/$(SUBJECT).py || { echo "make bench SUBJECT=x, x one of:" $(filter-out harness,$(basename $(notdir $(wildcard benchmarks/*.py)))); exit 2; }
+	@test -f benchmarks/$(SUBJECT).py || { echo "make bench SUBJECT=x, x one of:" $(filter-out harness gpu __init__,$(basename $(notdir $(wildcard benchmarks/*.py)))); exit 2; }
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable .[bench]
 	$(BIN)/python -m benchmarks.$(SUBJECT)
+
+bench-gpu:  # needs torch, einops and numpy only, so that any machine with a GPU will do
+	PYTHONPATH=src $(or $(GPU_PYTHON),python3) -m benchmarks.gpu
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

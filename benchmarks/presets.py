@@ -7,6 +7,8 @@ from kedro.config import OmegaConfigLoader
 from kedro.framework.project import pipelines
 from kedro.framework.startup import bootstrap_project
 
+from qdm_pipeline.configuration import plain
+from qdm_pipeline.files import write_json
 from qdm_pipeline.models.cost import build_on_meta, cost
 from qdm_pipeline.models.predictor import PredictorConfig
 from qdm_pipeline.parameters import hints, typed_parameters
@@ -14,6 +16,7 @@ from qdm_pipeline.settings import CONFIG_LOADER_ARGS
 from qdm_pipeline.training.optimizer import Optimizer, OptimizerSettings
 
 ROOT = Path(__file__).parent.parent
+SIZES = Path(__file__).with_name("presets.json")  # written here, read by benchmarks/gpu.py
 PRESETS = ("base", "small", "medium", "large", "dmd_optimized")
 HEADER = (
     "preset", "codes", "width", "layers", "clip", "latents", "tokens", "parameters", "TFLOP a pass",
@@ -76,5 +79,21 @@ def table() -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 
+def sizes() -> dict[str, Any]:
+    """What a machine without Kedro needs of the presets: predictor and latents, JSON-like."""
+    return {name: _size(parameters(name)) for name in PRESETS}
+
+
+def _size(preset: dict[str, Any]) -> dict[str, Any]:
+    config, latents = shapes(preset)
+    return {
+        "predictor": plain(config),
+        "latents": list(latents),
+        "batch": preset["teacher"].batch,
+        "recompute": preset["teacher"].recompute,
+    }
+
+
 if __name__ == "__main__":
+    write_json(SIZES, sizes())
     print(table())

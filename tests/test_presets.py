@@ -1,11 +1,14 @@
 """Every preset builds, its row in the README is what it costs, and at reduced size it trains and samples."""
 
+import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from benchmarks.presets import PRESETS, parameters, row, shapes
+from benchmarks.presets import PRESETS, SIZES, parameters, row, shapes, sizes
 
 from qdm_pipeline.diffusion.sampler import renoise
 from qdm_pipeline.ranks import Ranks
@@ -26,6 +29,24 @@ def test_table_of_the_readme_is_computed(name):
     print(line)
     for readme in ("README.md", "README.zh-CN.md"):
         assert line in (Path(__file__).parent.parent / readme).read_text(), f"{readme} lacks:\n{line}"
+
+
+def test_sizes_for_machines_without_kedro_are_those_of_the_presets():
+    assert json.loads(SIZES.read_text()) == json.loads(json.dumps(sizes())), (
+        "run python -m benchmarks.presets"
+    )
+
+
+def test_the_gpu_benchmark_runs_where_only_torch_is(tmp_path):
+    """At toy size on the CPU, and with everything hidden that the lent machine does not have."""
+    root = Path(__file__).parent.parent
+    hidden = "import sys; sys.modules.update(dict.fromkeys(['kedro', 'mlflow', 'pydantic', 'av', 'yaml']));"
+    code = f"{hidden} sys.argv = ['gpu', '--tiny', 'small']; "
+    code += "import runpy; runpy.run_module('benchmarks.gpu', {}, '__main__')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["case"].split()[0] for row in rows] == ["search", "search", "train", "sample"]
+    assert all(row["flips_of_512"] == 0 for row in rows[:2])
 
 
 @pytest.mark.parametrize("name", sorted(NAMED))

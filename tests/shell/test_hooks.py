@@ -19,7 +19,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run as MLflowRun
 
 from qdm_pipeline.configuration import settings
-from qdm_pipeline.datasets import AnimationDataset, DirectoryDataset
+from qdm_pipeline.datasets import AnimationDataset, DirectoryDataset, HandleDataset
+from qdm_pipeline.handle import Handle
 from qdm_pipeline.hooks import InputHook, MLflowHook, commit_tags, flatten, run_name
 from qdm_pipeline.ranks import Ranks
 from qdm_pipeline.run import Run
@@ -34,7 +35,7 @@ class Teacher:
     sizes: tuple[int, ...]
 
 
-def learn(teacher: Teacher, folder: Path, world_size: int) -> tuple[dict[str, Any], bytes]:
+def learn(teacher: Teacher, folder: Path, world_size: int) -> tuple[dict[str, Any], bytes, Handle]:
     if teacher.rate == 0:
         raise KeyboardInterrupt
     if teacher.rate < 0:
@@ -43,11 +44,19 @@ def learn(teacher: Teacher, folder: Path, world_size: int) -> tuple[dict[str, An
     for step in (1, 2):
         tracker.log(step, {"loss": 1 / step})
     tracker.close()
-    return {"rows": [{"name": "teacher", "frechet": 2.5, "accuracy": None, "note": "x"}]}, b"RIFF"
+    model = Handle("teacher", folder, "d", {"parameters": 12, "name": "x", "exact": True})
+    return {"rows": [{"name": "teacher", "frechet": 2.5, "accuracy": None, "note": "x"}]}, b"RIFF", model
 
 
 WIRING = pipeline(
-    [node(learn, ["params:teacher", "folder", "params:world_size"], ["metrics", "grid"], name="learn")]
+    [
+        node(
+            learn,
+            ["params:teacher", "folder", "params:world_size"],
+            ["metrics", "grid", "model"],
+            name="learn",
+        )
+    ]
 )
 
 
@@ -73,6 +82,9 @@ def run(project: Path, rate: float, folder: Path) -> MLflowRun:
             "folder": MemoryDataset(folder),
             "metrics": JSONDataset(filepath=str(project / "m.json"), metadata={"mlflow": "metrics"}),
             "grid": AnimationDataset(filepath=str(project / "g.webp"), metadata={"mlflow": "samples"}),
+            "model": HandleDataset(
+                filepath=str(project / "h.json"), kind="teacher", metadata={"mlflow": "facts"}
+            ),
         }
     )
     manager = _create_hook_manager()
@@ -96,7 +108,7 @@ def test_a_finished_run_is_recorded(project: Path, tmp_path: Path) -> None:
     assert record.info.status == "FINISHED"
     assert record.info.run_name == "train small teacher.seed=3"
     assert record.data.params == {"teacher.rate": "0.1", "teacher.sizes": "[1, 2]", "world_size": "2"}
-    assert record.data.metrics == {"teacher/frechet": 2.5, "teacher/loss": 0.5}
+    assert record.data.metrics == {"teacher/frechet": 2.5, "teacher/loss": 0.5, "teacher/parameters": 12}
     head = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=project, capture_output=True, text=True, check=True
     )
