@@ -60,7 +60,7 @@ GOALS = {
 
 def run(size: int) -> None:
     """A codebook of one size, over tokens that stand still and over tokens that drift."""
-    found = {drift: follow(size, drift, decay=0.9, threshold=0.25) for drift in GOALS}
+    found = {drift: follow(size, drift, decay=0.85, threshold=0.25) for drift in GOALS}
     for drift, goals in GOALS.items():
         case = f"{size} codes, {'drifting' if drift else 'still'} tokens"
         for name, goal in goals.items():
