@@ -57,7 +57,7 @@ class TransformerBlock(nn.Module):
         self.heads = heads
         self.reach = reach
         self.recompute = (
-            False  # norms, modulation and GELU in backward: an eighth less memory, a tenth slower
+            False  # norms, modulation and GELU in backward: less memory, up to a tenth slower
         )
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.attention_out = nn.Linear(width, width, bias=False)
