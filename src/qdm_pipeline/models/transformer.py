@@ -56,9 +56,7 @@ class TransformerBlock(nn.Module):
         super().__init__()
         self.heads = heads
         self.reach = reach
-        self.recompute = (
-            False  # norms, modulation and GELU in backward: less memory, up to a tenth slower
-        )
+        self.recompute = False  # norms, modulation and GELU in backward: less memory, up to a tenth slower
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.attention_out = nn.Linear(width, width, bias=False)
         self.mlp_in = nn.Linear(width, 4 * width)
