@@ -21,6 +21,7 @@ from qdm_pipeline.diffusion.schedule import Schedule
 from qdm_pipeline.models.cost import cost
 from qdm_pipeline.models.predictor import Condition, PredictorConfig, QuantizedDiffusionPredictor
 from qdm_pipeline.models.search import nearest
+from qdm_pipeline.training.denoiser import GuidedDenoiser
 
 DENSE_BF16 = 989e12  # FLOP/s of one H100 or H200
 TINY = "--tiny" in sys.argv
@@ -125,13 +126,8 @@ def sample(name: str, preset: dict[str, Any]) -> None:
     asked = Condition(torch.zeros(1, dtype=torch.int64, device=DEVICE))
     draw = torch.Generator(DEVICE)
 
-    def student(x: Tensor, t: Tensor) -> Tensor:
-        return model(x, t, asked, "quantized").x0
-
-    def teacher(x: Tensor, t: Tensor) -> Tensor:
-        free, conditional = (model(x, t, each).x0 for each in (asked.unconditional(), asked))
-        return free + 2 * (conditional - free)
-
+    teacher = GuidedDenoiser(model, asked, 2.5, "continuous")
+    student = GuidedDenoiser(model, asked, 1.0, "quantized")
     with torch.inference_mode(), torch.autocast(DEVICE.type, torch.bfloat16):
         slow = milliseconds(lambda: ddim(teacher, noise, schedule.spaced(32), schedule, draw), min(3, ROUNDS))
         fast = milliseconds(lambda: renoise(student, noise, schedule.spaced(4), schedule, draw))

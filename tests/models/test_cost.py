@@ -10,15 +10,21 @@ from qdm_pipeline.models.quantizer import QuantizerSettings
 WIDTH, DEPTH, EMBEDDING, GROUPS, CODES, DIM = 64, 3, 32, 2, 128, 4
 
 
-def config(attention="full", patch=(1, 2, 2)):
+def config(attention="full", patch=(1, 2, 2), kind="vq", codes=CODES, vocabulary=()):
     quantizer = QuantizerSettings(
-        kind="vq", codebook_size=CODES, codebook_dim=DIM, groups=GROUPS, decay=0.9, revival_threshold=0.1
+        kind=kind, codebook_size=codes, codebook_dim=DIM, groups=GROUPS, decay=0.9, revival_threshold=0.1
     )
     size = PredictorSettings(
         width=WIDTH, depth=DEPTH, heads=2, patch=patch, attention=attention, embedding_dim=EMBEDDING,
         residual_dim=0, quantizer=quantizer,
     )  # fmt: skip
-    return PredictorConfig(size=size, latent_channels=8, classes=("a", "b"), vocabulary=(), caption_length=0)
+    return PredictorConfig(
+        size=size,
+        latent_channels=8,
+        classes=("a", "b"),
+        vocabulary=vocabulary,
+        caption_length=4 if vocabulary else 0,
+    )
 
 
 @pytest.mark.parametrize(("attention", "seen"), [("full", 3 * [48]), ("factorised", [16, 3, 16])])
@@ -45,3 +51,14 @@ def test_flops_grow_with_the_clip_and_not_with_its_modulation():
     signal = 2 * WIDTH * (256 + WIDTH + 8 * WIDTH)
     attention = DEPTH * 2 * 2 * WIDTH * (32**2 - 2 * 16**2)
     assert two - signal - attention == 2 * (one - signal) and torch.get_default_device().type == "cpu"
+
+
+@pytest.mark.parametrize(("kind", "codes"), [("fsq", 81), ("lfq", 16), ("bsq", 16)])
+def test_other_quantizers_have_a_cost_without_memory_too(kind, codes):
+    other = config(kind=kind, codes=codes)
+    assert all(tensor.device.type == "meta" for tensor in build_on_meta(other).buffers())
+    assert cost(other, (8, 3, 8, 8)).flops < cost(config(), (8, 3, 8, 8)).flops  # they do not search
+
+
+def test_captions_cost_their_cross_attention():
+    assert cost(config(vocabulary=("a",)), (8, 3, 8, 8)).flops > cost(config(), (8, 3, 8, 8)).flops

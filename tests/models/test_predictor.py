@@ -169,7 +169,6 @@ def test_a_missing_library_is_named(monkeypatch):
 
 def test_factorised_attention_sees_frame_and_place_in_turn():
     model, x, t = make(attention="factorised"), torch.randn(1, 4, 3, 4, 4), torch.tensor([0.5])
-    seen = torch.zeros(3, 4, 4, dtype=torch.bool)
     first = model.blocks[0]
     inputs = {}
     first.register_forward_hook(lambda module, args, out: inputs.update(out=out))
@@ -220,7 +219,7 @@ def test_a_residual_stands_beside_the_codes():
     assert make()(x, t, Condition(), "quantized").residual is None
 
 
-def test_longer_clips_than_any_before_keep_relative_positions():
+def test_clips_may_be_longer_than_any_before():
     # Of equal frames, every one attends to equal values: its answer is the same in a clip of any length.
     model, frame = make(attention="factorised"), torch.randn(1, 4, 1, 4, 4)
     short, long = (
@@ -228,3 +227,6 @@ def test_longer_clips_than_any_before_keep_relative_positions():
     )
     assert long.shape[2] == 33 and long.isfinite().all()
     assert torch.allclose(short[:, :, 4], long[:, :, 16], atol=1e-5)
+    device = torch.device("cpu")
+    few, many = rotary_angles((9, 4, 4), 16, device), rotary_angles((33, 4, 4), 16, device)
+    assert torch.equal(many[: len(few)], few) and len(many.unique(dim=0)) == len(many)

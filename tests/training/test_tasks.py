@@ -102,3 +102,16 @@ def test_two_shares_of_a_batch_are_the_batch_of_one_rank():
     assert torch.equal(torch.cat(shares), whole)
     epoch = torch.cat([batch_indices(10, 5, 0, step, 0, 1) for step in range(2)])
     assert sorted(epoch.tolist()) == list(range(10))
+
+
+@pytest.mark.parametrize(("kind", "codes"), [("fsq", 25), ("lfq", 4), ("bsq", 4)])
+def test_a_teacher_with_another_quantizer_trains_and_is_exported(
+    make_teacher, tiny_model, tmp_path, kind, codes
+):
+    quantizer = tiny_model["quantizer"] | {"kind": kind, "codebook_size": codes}
+    task = make_teacher(model=tiny_model | {"quantizer": quantizer})
+    assert torch.isfinite(task.train_step(0)["loss/total"])
+    assert task.train_step(1)["codebook/tokens"] == 16  # 4 samples of 4 positions
+    assert task.export(tmp_path)["flops_per_clip"] > 0
+    loaded, _ = load_predictor(tmp_path)
+    assert torch.equal(loaded.quantizer.codebook, task.model.quantizer.codebook)

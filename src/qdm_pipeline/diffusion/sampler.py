@@ -61,7 +61,7 @@ def dpm_solver(
     Deterministic; arguments and result as in `ddim`, which it is with the x0 of each step extrapolated from
     the last two in half the logarithm of the signal-to-noise ratio. First order where that is infinite.
     """
-    x, before, last = noise, None, 0.0  # last: width of the step before, in log-SNR
+    x, before, last = noise, None, 0.0  # last: width of the step before
     for index, time in enumerate(times):
         t = x.new_full((len(x),), time)
         x0 = denoiser(x, t)
@@ -69,13 +69,13 @@ def dpm_solver(
             return x0
         s = x.new_full((len(x),), times[index + 1])
         (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.coefficients(t, x), schedule.coefficients(s, x)
-        decay = alpha_t * sigma_s / (alpha_s * sigma_t)  # exp(-h), h the width of this step
-        width = -math.log(value) if (value := float(decay.flatten()[0])) > 0 else math.inf
-        direction = x0.double()
+        ratio = float((alpha_t * sigma_s / (alpha_s * sigma_t)).flatten()[0])
+        width = -math.log(ratio) if ratio > 0 else math.inf  # of this step, in half the log-SNR
+        answer = direction = x0.double()
         if before is not None and math.isfinite(last):
-            direction = direction + (width / (2 * last)) * (x0.double() - before)
-        before, last = x0.double(), width
-        x = (sigma_s / sigma_t * x.double() + alpha_s * (1 - decay) * direction).to(x.dtype)
+            direction = answer + width / (2 * last) * (answer - before)
+        before, last = answer, width
+        x = (alpha_s * direction + sigma_s * schedule.epsilon(x, direction, t)).to(x.dtype)
     raise ValueError("times: found none, at least one is needed")
 
 

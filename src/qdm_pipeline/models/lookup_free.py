@@ -31,13 +31,16 @@ class LookupFreeQuantizer(Quantizer):
             ) from None
         groups, size, dim = settings.groups, settings.codebook_size, settings.codebook_dim
         common = {"dim": groups * dim, "num_codebooks": groups, "keep_num_codebooks_dim": True}
-        if settings.kind == "fsq":
-            self.grid = library.FSQ(levels=[settings.levels] * dim, **common)
-        else:
-            self.grid = library.LFQ(codebook_size=size, spherical=settings.kind == "bsq", **common)
-        codes = torch.arange(size).unsqueeze(1).expand(-1, groups)
-        vectors = self.grid.indices_to_codes(codes).view(size, groups, dim).transpose(0, 1)
-        self.register_buffer("codebook", vectors.float().contiguous())
+        with torch.device("cpu"):  # the library computes with values, which a meta tensor has not
+            if settings.kind == "fsq":
+                grid = library.FSQ(levels=[settings.levels] * dim, **common)
+            else:
+                grid = library.LFQ(codebook_size=size, spherical=settings.kind == "bsq", **common)
+            codes = torch.arange(size).unsqueeze(1).expand(-1, groups)
+            vectors = grid.indices_to_codes(codes).view(size, groups, dim).transpose(0, 1).float()
+        device = torch.get_default_device()
+        self.grid = grid.to(device)
+        self.register_buffer("codebook", vectors.contiguous().to(device))
         self.register_buffer("pending", torch.zeros(groups, size), persistent=False)
 
     def _quantize(self, tokens: Tensor, collect: bool, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

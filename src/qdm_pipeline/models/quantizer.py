@@ -6,7 +6,6 @@ the codebook, so that critic passes, roll-outs, recomputation and evaluation can
 finite are counted and left out.
 """
 
-import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -53,11 +52,6 @@ class QuantizerSettings:
     def levels(self) -> int:
         """How many values each number of a code can take, where a code is a point of a grid."""
         return max(2, round(self.codebook_size ** (1 / self.codebook_dim)))
-
-    @property
-    def bits(self) -> float:
-        """Information that the codes of one position carry."""
-        return self.groups * math.log2(self.codebook_size)
 
 
 class Quantized(NamedTuple):
@@ -187,9 +181,7 @@ class VectorQuantizer(Quantizer):
         self.register_buffer("sums", start.clone())
         self.register_buffer("initialised", torch.tensor(False))
         self.register_buffer("pending", torch.zeros(2 + 2 * groups * size * (dim + 1)), persistent=False)
-        self._latest: tuple[Tensor, Tensor] | None = (
-            None  # tokens [G, N, D] that may replace codes; which may
-        )
+        self._latest: tuple[Tensor, Tensor] | None = None  # newest tokens [G, N, D], which may replace codes
 
     @property
     def tally(self) -> Tensor:

@@ -89,6 +89,7 @@ class TeacherTask:
             latent_channels=latents.manifest["fields"]["latent"]["shape"][0],
             **conditions.conditioning(latents, settings.condition),
         )
+        self.cost = cost(self.config, tuple(latents.manifest["fields"]["latent"]["shape"]))
         self.condition = conditions.of_clips(latents, self.rows, self.config)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
@@ -173,5 +174,6 @@ class TeacherTask:
         save_predictor(
             directory, self.config, self.ema.weights(self.model), self.settings.schedule, latent_shape=shape
         )
-        spent = cost(self.config, tuple(shape))
-        return {"parameters": spent.parameters, "flops_per_clip": spent.flops, "steps": self.steps}
+        return {
+            "parameters": self.cost.parameters, "flops_per_clip": self.cost.flops, "steps": self.steps,
+        }  # fmt: skip
