@@ -1,9 +1,35 @@
-"""Where a computation must not be lowered in precision."""
+"""In which precision a network computes, and where a computation must not be lowered."""
 
+import logging
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+Precision = Literal["auto", "fp32", "bf16"]  # auto: bf16 where the hardware multiplies it
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """Matrix products in bfloat16, or not; weights stay as they are."""
+    lowered = precision == "bf16" or (precision == "auto" and multiplies_bfloat16(device.type))
+    return torch.autocast(device.type, torch.bfloat16, enabled=lowered)
+
+
+@lru_cache
+def multiplies_bfloat16(device_type: str) -> bool:
+    """Whether the device has instructions for it; elsewhere bfloat16 is many times slower than float32."""
+    if device_type == "cuda":
+        found = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        names = ("amx_bf16", "avx512_bf16", "bf16")  # the last is Arm's
+        found = any(torch.cpu.get_capabilities().get(name, False) for name in names)
+    if not found:
+        logger.info("precision auto: float32, as this %s does not multiply bfloat16", device_type)
+    return found
 
 
 def without_autocast(like: Tensor) -> AbstractContextManager[None]:

@@ -10,13 +10,14 @@ from torch import Tensor
 from qdm_pipeline.configuration import require, settings
 from qdm_pipeline.diffusion.schedule import Schedule
 from qdm_pipeline.distillation.dmd import QuantizedDiffusionDMD
+from qdm_pipeline.models.precision import Precision, autocast
 from qdm_pipeline.models.predictor import Condition, Recompute
 from qdm_pipeline.randomness import batch_indices, generator
 from qdm_pipeline.ranks import Ranks
 from qdm_pipeline.training import conditions
 from qdm_pipeline.training.model_files import load_predictor, save_predictor
 from qdm_pipeline.training.optimizer import Ema, Optimizer, OptimizerSettings
-from qdm_pipeline.training.teacher import Precision, ScheduleSettings
+from qdm_pipeline.training.teacher import ScheduleSettings
 from qdm_pipeline.video.shards import ShardSet
 
 
@@ -152,9 +153,7 @@ class DistillTask:
         return draws
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(
-            self.ranks.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"
-        )
+        return autocast(self.ranks.device, self.settings.precision)
 
     def state_dict(self) -> dict[str, Any]:
         """Student, fake score, their optimizers and the EMA; the teacher stands in the run's inputs."""

@@ -16,6 +16,7 @@ from qdm_pipeline.diffusion.sampler import Sampler, ddim, dpm_solver, renoise
 from qdm_pipeline.diffusion.schedule import Schedule
 from qdm_pipeline.errors import InputError
 from qdm_pipeline.files import digest_file
+from qdm_pipeline.models.precision import Precision, autocast
 from qdm_pipeline.models.predictor import Condition, PredictorConfig
 from qdm_pipeline.randomness import generator
 from qdm_pipeline.ranks import Ranks
@@ -23,7 +24,7 @@ from qdm_pipeline.run import Run
 from qdm_pipeline.training.conditions import from_captions
 from qdm_pipeline.training.denoiser import GuidedDenoiser
 from qdm_pipeline.training.model_files import load_predictor
-from qdm_pipeline.training.teacher import Precision, ScheduleSettings
+from qdm_pipeline.training.teacher import ScheduleSettings
 from qdm_pipeline.video.autoencoder import CausalVideoAutoencoder, load_autoencoder, to_uint8
 from qdm_pipeline.video.media import write_grid, write_mp4
 
@@ -128,8 +129,7 @@ def sample(run: Run, ranks: Ranks) -> None:
         denoiser = GuidedDenoiser(model, asked, settings.guidance, settings.path)
         draw = generator(settings.seed, index, 0, "sampling")
         noise = torch.randn(len(batches[index]), *config["latent_shape"], generator=draw).to(ranks.device)
-        precision = torch.autocast(ranks.device.type, torch.bfloat16, enabled=settings.precision == "bf16")
-        with torch.inference_mode(), precision:
+        with torch.inference_mode(), autocast(ranks.device, settings.precision):
             latents = sampler(denoiser, noise, times, schedule, draw)
             parts[index] = {"latents": latents.cpu()} | denoiser.tokens()
     seconds = time.perf_counter() - started

@@ -11,6 +11,7 @@ from qdm_pipeline.configuration import require, settings
 from qdm_pipeline.diffusion.schedule import CURVES, Density, Schedule
 from qdm_pipeline.distillation.denoising import Denoising
 from qdm_pipeline.models.cost import cost
+from qdm_pipeline.models.precision import Precision, autocast
 from qdm_pipeline.models.predictor import (
     PredictorConfig,
     PredictorSettings,
@@ -24,8 +25,6 @@ from qdm_pipeline.training.codebook_log import CodebookLog
 from qdm_pipeline.training.model_files import save_predictor
 from qdm_pipeline.training.optimizer import Ema, Optimizer, OptimizerSettings
 from qdm_pipeline.video.shards import ShardSet
-
-Precision = Literal["fp32", "bf16"]
 
 
 @settings
@@ -148,7 +147,7 @@ class TeacherTask:
         times = self.schedule.draw_times(len(x0), span.low, span.high, draw, span.density).to(device)
         dropped = torch.rand(len(x0), generator=draw) < settings.condition_dropout
         condition = self.condition.rows(chunk).dropped(dropped).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+        with autocast(device, settings.precision):
             losses = self.wrapped(x0, noise, times, condition)
         if losses.codes is not None:
             self.codebook_log.add(losses.codes, times)

@@ -2,12 +2,13 @@
 
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from qdm_pipeline.configuration import require, settings
+from qdm_pipeline.models.precision import Precision, autocast
 from qdm_pipeline.randomness import batch_indices, generator
 from qdm_pipeline.ranks import Ranks
 from qdm_pipeline.video.autoencoder import AutoencoderConfig, CausalVideoAutoencoder, to_float
@@ -29,7 +30,7 @@ class AutoencoderSettings:
     model: AutoencoderConfig
     latent_noise: float
     kl_weight: float
-    precision: Literal["fp32", "bf16"]
+    precision: Precision
     steps: int
     batch_per_rank: int
     learning_rate: float
@@ -78,7 +79,7 @@ class AutoencoderTask:
         video = self._videos(self.rows[chosen]).to(ranks.device)
         draw = generator(s.seed, step, ranks.rank, "autoencoder noise")
         noise = s.latent_noise * torch.randn(len(video), *self.grid, s.model.latent_channels, generator=draw)
-        with torch.autocast(ranks.device.type, torch.bfloat16, enabled=s.precision == "bf16"):
+        with autocast(ranks.device, s.precision):
             reconstruction, latents = self.wrapped(video, noise.to(ranks.device))
         error = (reconstruction.float() - video).square().mean()
         kl = latents.float().square().mean() / 2  # up to what only the fixed deviation adds
