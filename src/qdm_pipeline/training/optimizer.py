@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from qdm_pipeline.configuration import require, settings
+from qdm_pipeline.training.muon import Muon
 
 
 @settings
@@ -47,10 +48,8 @@ class Optimizer:
             torch.optim.AdamW(rest, settings.lr, betas, weight_decay=decay)
         ]
         if hidden and settings.muon_lr:
-            # Muon (Jordan et al. 2024): at equal steps it reaches a clearly lower loss, see docs/decisions.md
-            self.optimizers.append(
-                torch.optim.Muon(hidden, settings.muon_lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
-            )
+            # at equal steps it reaches a clearly lower loss, see docs/decisions.md
+            self.optimizers.append(Muon(hidden, settings.muon_lr, momentum=0.95, weight_decay=decay))
         self._peak = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
 
     def step(self, step: int) -> float:
