@@ -45,7 +45,7 @@ def shapes(preset: dict[str, Any]) -> tuple[PredictorConfig, tuple[int, int, int
 
 def state_bytes(config: PredictorConfig, optimizer: OptimizerSettings, ema: bool) -> int:
     """Weights, gradients, moments of the optimizer and average of one network, float32; no activations."""
-    made = Optimizer(build_on_meta(config), optimizer, 1)
+    made = Optimizer("model", build_on_meta(config), optimizer, 1)
     moments = {"AdamW": 2, "Muon": 1}
     return 4 * sum(
         p.numel() * (2 + moments[type(each).__name__] + ema)

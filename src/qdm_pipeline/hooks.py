@@ -14,7 +14,7 @@ from kedro.io import DataCatalog, DatasetError
 from kedro.pipeline import Pipeline
 
 from qdm_pipeline.configuration import plain
-from qdm_pipeline.errors import InputError
+from qdm_pipeline.errors import DivergenceError, InputError
 from qdm_pipeline.launch.agent import WorkerError
 from qdm_pipeline.revision import changed, commit
 
@@ -35,7 +35,7 @@ class InputHook:
             cause: BaseException | None = error
             while isinstance(cause, DatasetError):  # Kedro wraps what a dataset raises, once or twice
                 cause = cause.__cause__
-            if isinstance(cause, InputError):
+            if isinstance(cause, InputError | DivergenceError):
                 print(f"{type(cause).__name__}: {cause}", file=sys.stderr)
             elif isinstance(cause, WorkerError):  # the failed node has shown the rest
                 print(f"{type(cause).__name__}: {str(cause).splitlines()[0]}", file=sys.stderr)

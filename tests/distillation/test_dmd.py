@@ -1,85 +1,79 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
 
+from qdm_pipeline.diffusion.sampler import ddim, renoise
 from qdm_pipeline.diffusion.schedule import Schedule
 from qdm_pipeline.distillation.denoising import Denoising
-from qdm_pipeline.distillation.dmd import QuantizedDiffusionDMD
-from qdm_pipeline.distillation.losses import matching_gradient, matching_loss
 from qdm_pipeline.distillation.rollout import Rollout
-from qdm_pipeline.models.predictor import (
-    Condition,
-    PredictorConfig,
-    PredictorSettings,
-    QuantizedDiffusionPredictor,
-)
-from qdm_pipeline.models.quantizer import QuantizerSettings
+from qdm_pipeline.models.predictor import Condition
 
 SHAPE = (2, 3, 1, 2, 2)
-
-
-def predictor():
-    quantizer = QuantizerSettings(
-        kind="vq", codebook_size=16, codebook_dim=2, groups=2, decay=0.9, revival_threshold=0.1
-    )
-    size = PredictorSettings(
-        attention="full",
-        residual_dim=0,
-        width=16,
-        depth=1,
-        heads=2,
-        patch=(1, 1, 1),
-        embedding_dim=8,
-        quantizer=quantizer,
-    )
-    torch.manual_seed(0)
-    model = QuantizedDiffusionPredictor(
-        PredictorConfig(size=size, latent_channels=3, classes=("a", "b"), vocabulary=(), caption_length=0)
-    )
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
-
-
-def make(path="quantized", guidance=1.5):
-    return QuantizedDiffusionDMD(predictor(), Schedule("flow"), (1.0, 0.5), path, guidance, 0.5, 20.0)
-
-
 CONDITION = Condition(torch.tensor([0, 1]))
 
 
-def draws(last):
-    return torch.randn(last + 1, *SHAPE), last, torch.tensor([0.3, 0.7]), torch.randn(SHAPE), CONDITION
+def kept_for_backward(act):
+    """Bytes of the distinct tensors that autograd keeps."""
+    sizes = {}
+
+    def pack(x):
+        sizes[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        result = act()
+    return sum(sizes.values()), result
 
 
+def without_gradient(module):
+    return [name for name, p in module.named_parameters() if p.requires_grad and p.grad is None]
+
+
+OPTIONS = [
+    {}, {"path": "continuous"}, {"path": "soft"}, {"codebook": "ema"}, {"codebook": "trained"},
+    {"renoising": "kept"}, {"inputs": "noised"}, {"matching": "forward_kl"}, {"matching": "reverse_kl"},
+    {"matching": "jeffreys"}, {"normalise": False}, {"denoising_weight": 0.5}, {"regression_weight": 0.5},
+    {"gan": {"student_weight": 0.1}}, {"matching": "jeffreys", "gan": {"student_weight": 0.1}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("last", [0, 1])
-def test_student_loss_reaches_the_student_only(last):
-    dmd = make()
-    loss = dmd.student_loss(*draws(last))
-    loss.total.backward()
-    assert all(p.grad is not None for name, p in dmd.student.named_parameters())
-    assert all(p.grad is None for role in (dmd.teacher, dmd.fake_score) for p in role.parameters())
-    assert loss.prediction.codes is not None
+def test_student_loss_reaches_every_parameter_of_the_student_and_no_other(make, draw, last, options):
+    dmd = make(**options)
+    loss = dmd.student_loss(draw(last))
+    total = loss.total
+    if dmd.settings.regression_weight:
+        total = total + dmd.regression_loss(torch.randn(SHAPE), torch.randn(SHAPE), CONDITION)
+    total.backward()
+    assert not without_gradient(dmd.student)
+    others = [*dmd.teacher.parameters(), *dmd.critic.parameters()]
+    assert all(p.grad is None for p in others)
+    assert all(value.isfinite() for value in (*loss.parts.values(), *loss.pulls.values(), loss.gap))
 
 
-def test_critic_loss_reaches_the_fake_score_only_and_no_codebook():
-    dmd = make()
+@pytest.mark.parametrize("options", [{}, {"gan": {"student_weight": 0.1, "r1_weight": 1.0}}], ids=str)
+def test_critic_loss_reaches_the_whole_critic_no_other_role_and_no_codebook(make, draw, options):
+    dmd = make(**options)
     before = dmd.student.quantizer.codebook.clone()
-    dmd.critic_loss(*draws(1)).backward()
+    loss = dmd.critic_loss(draw(1))
+    loss.total.backward()
+    assert not without_gradient(dmd.critic)
     assert all(p.grad is None for role in (dmd.teacher, dmd.student) for p in role.parameters())
-    trained = [name for name, p in dmd.fake_score.named_parameters() if p.grad is not None]
-    assert trained and not any(name.startswith("quantizer") for name in trained)
+    assert all(p.grad is None for p in dmd.fake_score.quantizer.parameters())
     dmd.student.quantizer.commit(0, 0)
     assert torch.equal(dmd.student.quantizer.codebook, before)
+    assert (loss.discriminator is None) == (not options)
 
 
-def test_at_the_start_scores_agree_and_without_guidance_there_is_no_gradient():
-    loss = make(guidance=1.0).student_loss(*draws(0))
+def test_at_the_start_scores_agree_and_without_guidance_there_is_no_gradient(make, draw):
+    loss = make(guidance=1.0).student_loss(draw(0))
     assert float(loss.gap) < 1e-6 and float(loss.total.detach()) < 1e-9
 
 
-def test_roles_are_independent_copies():
+def test_roles_are_independent_copies(make):
     dmd = make()
     with torch.no_grad():
         dmd.student.final_proj.bias.add_(1)
@@ -87,60 +81,76 @@ def test_roles_are_independent_copies():
     assert torch.equal(dmd.teacher.final_proj.bias, dmd.fake_score.final_proj.bias)
 
 
-def test_rollout_is_the_sampler_and_keeps_memory_of_one_step():
-    model = predictor()
-    rollout = Rollout(model, Schedule("flow"), (1.0, 0.75, 0.5, 0.25), "continuous")
+@pytest.mark.parametrize(("renoising", "sampler"), [("fresh", renoise), ("kept", ddim)])
+def test_the_rollout_is_the_sampler(predictor, dmd_settings, renoising, sampler):
+    times, schedule = (1.0, 0.75, 0.5, 0.25), Schedule("flow")
+    rollout = Rollout(predictor, schedule, dmd_settings(times=list(times), renoising=renoising))
 
-    def kept(last):
-        sizes = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.nbytes) or x, lambda x: x):
-            rollout(torch.randn(last + 1, *SHAPE), CONDITION, last)
-        return sum(sizes)
+    def denoiser(x, t):
+        return predictor(x, t, CONDITION, "quantized").x0
 
-    assert kept(3) == kept(0) > 0
+    draw = torch.Generator().manual_seed(3)
+    noise = torch.stack([torch.randn(SHAPE, generator=draw) for _ in times])
+    draw.manual_seed(3)
+    with torch.no_grad():
+        sampled = sampler(denoiser, torch.randn(SHAPE, generator=draw), times, schedule, draw)
+        assert torch.equal(rollout(noise, CONDITION, 3).prediction.x0, sampled)
 
 
-def test_zero_quantization_weight_is_the_model_without_codebook():
+def test_the_adversarial_pull_is_the_gradient_of_the_adversarial_loss(make, draw):
+    dmd, one = make(gan={"student_weight": 2.0}), draw(0)
+    plain = copy.deepcopy(dmd)
+    dmd.student_loss(one).total.backward()
+    plain.settings = make().settings  # the matching loss alone ...
+    plain.discriminator = None
+    plain.student_loss(one).total.backward()
+    answer = plain.rollout(one.noise, one.condition, 0).prediction.x0  # ... and the adversarial one by itself
+    x_t = plain.schedule.add_noise(answer, one.renoise[0], one.t)
+    features = plain.fake_score.features(x_t, one.t, one.condition)
+    (2.0 * nn.functional.softplus(-dmd.discriminator(features)).mean()).backward()
+    for a, b in zip(dmd.student.parameters(), plain.student.parameters(), strict=True):
+        assert torch.allclose(a.grad, b.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_four_steps_keep_no_more_than_one_and_scores_keep_nothing(make, draw, predictor):
+    dmd = make(times=[1.0, 0.75, 0.5, 0.25])
+    bytes_of = {last: kept_for_backward(lambda last=last: dmd.student_loss(draw(last)))[0] for last in (0, 3)}
+    assert bytes_of[3] <= 1.05 * bytes_of[0]
+    alone, _ = kept_for_backward(lambda: dmd.rollout(draw(0).noise, CONDITION, 0))
+    assert bytes_of[0] <= 1.05 * alone  # nothing of teacher and fake score
+
+
+def test_noised_inputs_are_real_latents_at_the_time_of_the_step(make, draw, predictor):
+    one = draw(1)
+    answer = make(inputs="noised").rollout(one.noise, one.condition, 1, one.real)
+    half = torch.full((2,), 0.5)
+    x = Schedule("flow").add_noise(one.real, one.noise[0], half)
+    assert torch.allclose(answer.features, predictor.features(x, half, one.condition), atol=1e-6)
+
+
+def test_a_trained_codebook_moves_by_gradient_and_is_loaded_as_any_other(make, draw, predictor):
+    dmd = make(codebook="trained")
+    dmd.student_loss(draw(0)).total.backward()
+    assert dmd.student.quantizer.codebook.grad.abs().sum() > 0
+    predictor.load_state_dict(dmd.student.state_dict())
+    assert not isinstance(predictor.quantizer.codebook, nn.Parameter)
+
+
+def test_a_codebook_that_follows_collects_from_the_trained_answer_only(make, draw):
+    dmd = make(codebook="ema")
+    dmd.critic_loss(draw(1))
+    assert dmd.student.quantizer.collected[..., -1].sum() == 0
+    dmd.student_loss(draw(1)).total.backward()
+    assert dmd.student.quantizer.collected[..., -1].sum() == 2 * 8  # groups x positions of one answer
+    assert "codebook/replaced" in dmd.student.quantizer.commit(0, 0)
+
+
+def test_zero_quantization_weight_is_the_model_without_codebook(predictor):
     x0, noise, t = torch.randn(SHAPE), torch.randn(SHAPE), torch.tensor([0.2, 0.8])
-    plain, calls = predictor(), []
-    plain.quantizer.register_forward_hook(lambda *_: calls.append(1))
-    loss = Denoising(plain, Schedule("flow"), 20.0, 0.0, 0.25)(x0, noise, t, CONDITION)
+    calls = []
+    predictor.quantizer.register_forward_hook(lambda *_: calls.append(1))
+    loss = Denoising(predictor, Schedule("flow"), 20.0, 0.0, 0.25)(x0, noise, t, CONDITION)
     loss.total.backward()
     assert not calls and loss.quantized is None
-    assert all(p.grad is None for p in plain.quantizer.parameters())
+    assert all(p.grad is None for p in predictor.quantizer.parameters())
     assert torch.equal(loss.total, loss.continuous)
-
-
-class Affine(nn.Module):
-    """A one-number student x = mean + deviation z."""
-
-    def __init__(self):
-        super().__init__()
-        self.mean, self.deviation = nn.Parameter(torch.tensor(0.0)), nn.Parameter(torch.tensor(1.0))
-
-
-def test_a_gaussian_student_finds_the_teacher_when_both_scores_are_exact():
-    schedule, student, draw = Schedule("flow"), Affine(), torch.Generator().manual_seed(0)
-    optimizer = torch.optim.Adam(student.parameters(), 0.02, (0.0, 0.99))
-
-    def posterior_mean(x_t, t, mean, deviation):
-        alpha, sigma = schedule.coefficients(t, x_t)
-        gain = alpha * deviation**2 / (alpha**2 * deviation**2 + sigma**2)
-        return mean + gain * (x_t - alpha * mean)
-
-    for step in range(1200):
-        for group in optimizer.param_groups:
-            group["lr"] = 0.02 * (1 - step / 1200)
-        x = student.mean + student.deviation * torch.randn(1024, 1, generator=draw)
-        t = schedule.draw_times(1024, 0.02, 0.98, draw)
-        with torch.no_grad():
-            x_t = schedule.add_noise(x, torch.randn(x.shape, generator=draw), t)
-            fake = posterior_mean(x_t, t, float(student.mean), float(student.deviation))
-            real = posterior_mean(x_t, t, 2.0, 0.5)
-            # one normaliser for the batch: a sample's own would weight samples by where they fell
-            gradient = matching_gradient(x.T, fake.T, real.T).T
-        optimizer.zero_grad()
-        matching_loss(x, gradient).backward()
-        optimizer.step()
-    assert float(student.mean.detach()) == pytest.approx(2.0, abs=0.01)
-    assert float(student.deviation.detach()) == pytest.approx(0.5, abs=0.01)

@@ -41,15 +41,39 @@ TEACHER = COMMON | dict(
     weight_limit=20.0,
     steps=6,
 )
-DISTILL = COMMON | dict(
+GAN = dict(student_weight=0.0, critic_weight=0.01, width=8, r1_weight=0.0, r1_deviation=0.1)
+DMD = dict(
     times=(1.0, 0.5),
     path="quantized",
+    renoising="fresh",
+    inputs="simulated",
+    codebook="still",
+    matching="latents",
+    temperature=0.5,
     guidance=1.5,
     guidance_rescale=0.5,
-    critic_updates=3,
+    normalise=True,
     low=0.02,
     high=0.98,
     weight_limit=20.0,
+    denoising_weight=0.0,
+    regression_weight=0.0,
+    gan=GAN,
+)
+GUARD = dict(
+    then="stop",
+    patience=3,
+    most_mean=50.0,
+    least_std=0.0,
+    most_std=50.0,
+    least_diversity=0.0,
+    least_perplexity=0.0,
+)
+DISTILL = COMMON | dict(
+    dmd=DMD,
+    critic_updates=3,
+    validation=None,
+    guard=GUARD,
     student_optimizer=OPTIMIZER | dict(muon_lr=None),
     critic_optimizer=OPTIMIZER | dict(muon_lr=None),
     steps=4,
@@ -91,6 +115,13 @@ def make_distill(latents, make_teacher, tmp_path):
     exported = tmp_path / "teacher"
     exported.mkdir()
     make_teacher().export(exported)
-    return lambda **changes: DistillTask(
-        build(DistillSettings, DISTILL | changes), exported, latents, Ranks()
-    )
+
+    def make(judge=None, pairs=None, dmd=None, guard=None, gan=None, **changes):
+        settings = DISTILL | {
+            "dmd": DMD | {"gan": GAN | (gan or {})} | (dmd or {}),
+            "guard": GUARD | (guard or {}),
+        }
+        settings = build(DistillSettings, settings | changes)
+        return DistillTask(settings, exported, latents, Ranks(), judge, pairs)
+
+    return make

@@ -2,12 +2,15 @@
 
 import copy
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from qdm_pipeline.randomness import batch_indices
 from qdm_pipeline.training.model_files import load_predictor
+
+LEAF = torch.zeros((), requires_grad=True)
 
 
 def flatten(state):
@@ -23,9 +26,28 @@ def assert_same(a, b):
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("kind", ["teacher", "distill"])
-def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(kind, request):
-    make = request.getfixturevalue(f"make_{kind}")
+EVERYTHING = {
+    "gan": {"student_weight": 0.1, "r1_weight": 1.0},
+    "dmd": {"codebook": "ema", "denoising_weight": 0.1},
+    "accumulation": 2,
+    "batch": 2,
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("teacher", {}),
+        ("distill", {}),
+        ("distill", EVERYTHING),
+        ("distill", {"dmd": {"codebook": "trained"}}),
+    ],
+    ids=str,
+)
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(kind, options, request):
+    def make():
+        return request.getfixturevalue(f"make_{kind}")(**options)
+
     whole, first, second = make(), make(), make()
     for step in range(4):
         whole.train_step(step)
@@ -60,6 +82,38 @@ def test_critic_and_student_updates_keep_their_ratio(make_distill, accumulation)
     for step in range(4):
         task.train_step(step)
     assert seen == {"student_optimizer": 4, "critic_optimizer": 12}
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_500_critic_updates_for_100_of_the_student_also_across_a_resume(make_distill, accumulation):
+    # What they learn from does not matter here: updates are counted where an optimizer would make them.
+    seen = []
+
+    def make():
+        task = make_distill(accumulation=accumulation, batch=1, critic_updates=5, steps=100)
+        task.critic_optimizer.step = lambda update: seen.append(("critic", update)) or 0.0
+        task.student_optimizer.step = lambda update: seen.append(("student", update)) or 0.0
+        task.dmd.critic_loss = lambda draw: SimpleNamespace(total=LEAF, _asdict=dict)
+        task._student_update = lambda step: {"norm": task.student_optimizer.step(step)}
+        return task
+
+    first, second = make(), make()
+    for step in range(37):
+        first.train_step(step)
+    second.load_state_dict(first.state_dict())
+    for step in range(37, 100):
+        second.train_step(step)
+    assert [update for name, update in seen if name == "critic"] == list(range(500))
+    assert [update for name, update in seen if name == "student"] == list(range(100))
+
+
+def test_the_average_moves_on_student_updates_only(make_distill):
+    task = make_distill()
+    before = copy.deepcopy(task.ema.shadow)
+    task._critic_update(0)
+    assert_same(task.ema.shadow, before)
+    task._student_update(0)
+    assert any(not torch.equal(task.ema.shadow[name], before[name]) for name in before)
 
 
 def test_distillation_leaves_teacher_and_codebook_alone(make_distill):

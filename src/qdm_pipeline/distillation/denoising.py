@@ -39,11 +39,18 @@ class Denoising(nn.Module):
         self.weight_limit = weight_limit
         self.quantization_weight = quantization_weight
         self.commitment_weight = commitment_weight
-        predictor.quantizer.requires_grad_(quantization_weight > 0)
+        predictor.read_codes(quantization_weight > 0)
 
     def forward(self, x0: Tensor, noise: Tensor, t: Tensor, condition: Condition) -> DenoisingLoss:
         """Losses for clean latents x0 and noise [B, C, T, H, W] at times t [B]."""
-        features = self.predictor.features(self.schedule.add_noise(x0, noise, t), t, condition).float()
+        return self.losses(self.features(x0, noise, t, condition), x0, t)
+
+    def features(self, x0: Tensor, noise: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """What the predictor sees in noised latents: float32 [B, T, H, W, E]."""
+        return self.predictor.features(self.schedule.add_noise(x0, noise, t), t, condition).float()
+
+    def losses(self, features: Tensor, x0: Tensor, t: Tensor) -> DenoisingLoss:
+        """Losses of the predictions read from ``features``."""
         weight = self.schedule.velocity_weight(t, self.weight_limit)
 
         def error(prediction: Tensor) -> Tensor:

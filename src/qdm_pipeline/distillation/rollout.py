@@ -1,12 +1,20 @@
 """Backward simulation: the student is trained on the inputs that it will meet when it samples."""
 
-from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from qdm_pipeline.diffusion.schedule import Schedule
-from qdm_pipeline.models.predictor import Condition, Path, Prediction, QuantizedDiffusionPredictor
+from qdm_pipeline.distillation.settings import DmdSettings
+from qdm_pipeline.models.predictor import Condition, Prediction, QuantizedDiffusionPredictor
+
+
+class Answer(NamedTuple):
+    """What the student says at one of its steps."""
+
+    prediction: Prediction
+    features: Tensor  # [B, T, H, W, E], what the prediction was read from
 
 
 class Rollout(nn.Module):
@@ -16,24 +24,36 @@ class Rollout(nn.Module):
     """
 
     def __init__(
-        self, student: QuantizedDiffusionPredictor, schedule: Schedule, times: Sequence[float], path: Path
+        self, student: QuantizedDiffusionPredictor, schedule: Schedule, settings: DmdSettings
     ) -> None:
         super().__init__()
-        self.student = student
-        self.schedule = schedule
-        self.times = tuple(times)
-        self.path = path
+        self.student, self.schedule, self.settings = student, schedule, settings
 
-    def forward(self, noise: Tensor, condition: Condition, last: int) -> Prediction:
-        """Answer after steps 0 … ``last`` for noise [S, B, C, T, H, W], one draw for each of the S times."""
-        x = noise[0]
-        for index in range(last):
+    def forward(self, noise: Tensor, condition: Condition, last: int, real: Tensor | None = None) -> Answer:
+        """Answer after steps 0 … ``last`` for noise [S, B, C, T, H, W], one draw for each of the S times.
+
+        With ``real`` latents nothing is simulated: the step's input is ``real``, noised to its time.
+        """
+        times, x = self.settings.times, noise[0]
+        if real is not None:
+            x = self.schedule.add_noise(real, x, self._time(x, times[last]))
+        for index in range(last if real is None else 0):
             with torch.no_grad():
-                x0 = self._answer(x, self.times[index], condition).x0
-                t = x.new_full((len(x),), self.times[index + 1])
-                x = self.schedule.add_noise(x0, noise[index + 1], t)
-        return self._answer(x, self.times[last], condition)
+                t = self._time(x, times[index])
+                x0 = self._answer(x, t, condition).prediction.x0
+                if self.settings.renoising == "kept":
+                    again = self.schedule.epsilon(x, x0, t).to(x.dtype)
+                else:
+                    again = noise[index + 1]
+                x = self.schedule.add_noise(x0, again, self._time(x, times[index + 1]))
+        return self._answer(x, self._time(x, times[last]), condition)
 
-    def _answer(self, x: Tensor, time: float, condition: Condition) -> Prediction:
-        features = self.student.features(x, x.new_full((len(x),), time), condition).float()
-        return self.student.read(features, self.path)
+    @staticmethod
+    def _time(x: Tensor, time: float) -> Tensor:
+        return x.new_full((len(x),), time)
+
+    def _answer(self, x: Tensor, t: Tensor, condition: Condition) -> Answer:
+        features = self.student.features(x, t, condition).float()
+        collect = self.settings.codebook == "ema" and torch.is_grad_enabled()
+        path, temperature = self.settings.path, self.settings.temperature
+        return Answer(self.student.read(features, path, collect, temperature), features)

@@ -13,7 +13,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from qdm_pipeline.errors import InputError
+from qdm_pipeline.errors import DivergenceError, InputError
 from qdm_pipeline.handle import Handle
 from qdm_pipeline.ranks import Ranks
 from qdm_pipeline.run import Run
@@ -32,8 +32,8 @@ class WorkerError(RuntimeError):
 def run_job(run: Run, world_size: int) -> Handle:
     """Do a job with ``world_size`` processes on this machine, or find it done already.
 
-    Raises `InputError` as the worker raised it, `WorkerError` for any other failure of a rank, and
-    `KeyboardInterrupt` or `SystemExit` after a signal; in every case no worker is left.
+    Raises `InputError` or `DivergenceError` as the worker raised it, `WorkerError` for any other failure of
+    a rank, and `KeyboardInterrupt` or `SystemExit` after a signal; in every case no worker is left.
     """
     if (result := run.result()) is not None:
         logger.info("%s: already complete, reused (%s)", run.kind, run.directory)
@@ -89,8 +89,9 @@ def _explain(run: Run, failures: dict[int, ProcessFailure]) -> Exception:
     if not raised:
         return WorkerError(f"{run.kind}: {_summary(failures)}; settings in {run.file}")
     first = raised[min(raised, key=lambda rank: int(raised[rank]["nanoseconds"]))]
-    if first["type"] == InputError.__name__:
-        return InputError(first["text"])
+    for kind in (InputError, DivergenceError):
+        if first["type"] == kind.__name__:
+            return kind(first["text"])
     return WorkerError(f"{run.kind}: {_summary(failures)}; settings in {run.file}\n{first['py_callstack']}")
 
 

@@ -47,12 +47,23 @@ def train_teacher(run: Run, ranks: Ranks) -> None:
 
 def distill_student(run: Run, ranks: Ranks) -> None:
     """Teacher and latents to the few-step student."""
+    from qdm_pipeline.evaluation.features import load_classifier
     from qdm_pipeline.training.distill import DistillSettings, DistillTask
     from qdm_pipeline.training.loop import train
+    from qdm_pipeline.training.pairs import Pairs
+    from qdm_pipeline.training.validation import Validation
+    from qdm_pipeline.video.autoencoder import load_autoencoder
 
-    settings = build(DistillSettings, run.settings)
-    teacher, latents = run.inputs["teacher"].path, ShardSet(run.inputs["latents"].path)
-    train(DistillTask(settings, teacher, latents, ranks), run, ranks)
+    settings, inputs = build(DistillSettings, run.settings), run.inputs
+    validation = pairs = None
+    if settings.validation is not None:
+        clips, autoencoder = ShardSet(inputs["clips"].path), load_autoencoder(inputs["autoencoder"].path)
+        classifier = load_classifier(inputs["classifier"].path)
+        validation = Validation(settings.validation, clips, autoencoder, classifier, settings.seed, ranks)
+    if settings.dmd.regression_weight > 0:
+        pairs = Pairs(inputs["teacher_pairs"].path)
+    latents = ShardSet(inputs["latents"].path)
+    train(DistillTask(settings, inputs["teacher"].path, latents, ranks, validation, pairs), run, ranks)
 
 
 def sample_model(run: Run, ranks: Ranks) -> None:

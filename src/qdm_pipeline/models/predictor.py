@@ -16,7 +16,7 @@ from qdm_pipeline.models.precision import without_autocast
 from qdm_pipeline.models.quantizer import QuantizerSettings
 from qdm_pipeline.models.transformer import Reach, TransformerBlock, rotary_angles
 
-Path = Literal["continuous", "quantized"]
+Path = Literal["continuous", "quantized", "soft"]
 Recompute = Literal["nothing", "pointwise", "blocks"]
 
 
@@ -97,7 +97,8 @@ class QuantizedDiffusionPredictor(nn.Module):
 
     latents -> patches -> `TransformerBlock`s -> features h [B, T, H, W, E] at every latent position;
     continuous: x0 = final_proj(h); quantized: x0 = final_proj(VectorQuantizer(h)). ``final_proj`` is shared.
-    With ``residual_dim`` R > 0 the quantized path adds residual_out(r), r = residual_in(h) of R numbers.
+    With ``residual_dim`` R > 0 the quantized path adds residual.out(r), r = residual.into(h) of R numbers.
+    soft: as quantized, with the mean embedding of a choice of codes in place of the nearest code's.
 
     `recompute` says what is kept for backward.
     """
@@ -125,9 +126,10 @@ class QuantizedDiffusionPredictor(nn.Module):
         self.patch_out = nn.Linear(width, size.embedding_dim * patch_volume)
         self.quantizer = make_quantizer(size.embedding_dim, size.quantizer)
         self.final_proj = nn.Conv3d(size.embedding_dim, config.latent_channels, 1)
+        self.residual = nn.ModuleDict()
         if size.residual_dim:
-            self.residual_in = nn.Linear(size.embedding_dim, size.residual_dim)
-            self.residual_out = nn.Linear(size.residual_dim, config.latent_channels, bias=False)
+            self.residual["into"] = nn.Linear(size.embedding_dim, size.residual_dim)
+            self.residual["out"] = nn.Linear(size.residual_dim, config.latent_channels, bias=False)
         for layer in (
             self.modulation,
             self.final_modulation,
@@ -178,15 +180,30 @@ class QuantizedDiffusionPredictor(nn.Module):
             t=grid[0], h=grid[1], w=grid[2], pt=pt, ph=ph, pw=pw,
         )  # fmt: skip
 
-    def read(self, features: Tensor, path: Path, collect: bool = False) -> Prediction:
-        """Features [B, T, H, W, E] -> the prediction; ``collect`` as in `Quantizer.forward`."""
+    def read_codes(self, needed: bool) -> None:
+        """Whether what only the paths through the codebook read is to get a gradient."""
+        self.quantizer.requires_grad_(needed)
+        self.residual.requires_grad_(needed)
+
+    def read(
+        self, features: Tensor, path: Path, collect: bool = False, temperature: float = 1.0
+    ) -> Prediction:
+        """Features [B, T, H, W, E] -> the prediction.
+
+        ``collect`` as in `Quantizer.forward`; ``temperature`` of the path ``soft``, see `Quantizer.logits`.
+        """
         if path == "continuous":
             return Prediction(self._project(features))
+        residual = None
+        if self.residual:
+            residual = rearrange(
+                self._apply_linear(self.residual["into"], features), "b t h w r -> b r t h w"
+            )
+        if path == "soft":
+            expected = self._project(self.quantizer.expected(features, temperature))
+            return Prediction(self._add_residual(expected, residual), residual=residual)
         quantized = self.quantizer(features, collect)
         codes = rearrange(quantized.codes, "b t h w g -> b g t h w")
-        residual = None
-        if self.config.size.residual_dim:
-            residual = rearrange(self._apply_linear(self.residual_in, features), "b t h w r -> b r t h w")
         if torch.is_grad_enabled():
             x0 = self._add_residual(self._project(quantized.output), residual)
         else:
@@ -211,13 +228,13 @@ class QuantizedDiffusionPredictor(nn.Module):
     def _add_residual(self, x0: Tensor, residual: Tensor | None) -> Tensor:
         if residual is None:
             return x0
-        added = self._apply_linear(self.residual_out, rearrange(residual, "b r t h w -> b t h w r"))
+        added = self._apply_linear(self.residual["out"], rearrange(residual, "b r t h w -> b t h w r"))
         return x0 + rearrange(added, "b t h w c -> b c t h w")
 
     @staticmethod
-    def _apply_linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    def _apply_linear(layer: nn.Module, x: Tensor) -> Tensor:
         with without_autocast(x):  # in the precision of its weights
-            y: Tensor = layer(x.to(layer.weight.dtype))
+            y: Tensor = layer(x.to(next(layer.parameters()).dtype))
         return y
 
     def _project(self, embedding: Tensor) -> Tensor:

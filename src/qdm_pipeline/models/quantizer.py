@@ -122,6 +122,25 @@ class Quantizer(nn.Module):
         """Take in what was collected, once per optimizer step, on every rank; returns metrics."""
         raise NotImplementedError
 
+    def logits(self, embedding: Tensor, temperature: float) -> Tensor:
+        """How near every code is: float32 [..., G, K] for embeddings [..., E], up to a constant a token.
+
+        -|x - e|^2 / (2 temperature), whose softmax is the choice among codes that are seen through
+        normal noise of that variance. Holds tokens x codes numbers, unlike everything else here.
+        """
+        with without_autocast(embedding):
+            tokens = _linear(self.project_in, embedding).float()
+            tokens = tokens.unflatten(-1, self.codebook.shape[::2])  # [..., G, D]
+            product = torch.einsum("...gd,gkd->...gk", tokens, self.codebook)
+            return (product - self.codebook.square().sum(-1) / 2) / temperature
+
+    def expected(self, embedding: Tensor, temperature: float) -> Tensor:
+        """The mean embedding [..., E] of the choice that `logits` describes."""
+        with without_autocast(embedding):
+            choice = self.logits(embedding, temperature).softmax(-1)
+            mean = torch.einsum("...gk,gkd->...gd", choice, self.codebook).flatten(-2)
+            return _linear(self.project_out, mean).to(embedding.dtype)
+
     def take_usage(self) -> Tensor:
         """How often each code was collected, on all ranks, since the last call: [G, K]."""
         usage = self.usage.clone()
@@ -183,6 +202,12 @@ class VectorQuantizer(Quantizer):
         self.register_buffer("pending", torch.zeros(2 + 2 * groups * size * (dim + 1)), persistent=False)
         self._latest: tuple[Tensor, Tensor] | None = None  # newest tokens [G, N, D], which may replace codes
 
+    def learn_codebook(self) -> None:
+        """Let gradients move the codes, as parameters; averages and `commit` have no say any more."""
+        start = self.codebook.detach().clone()
+        del self.codebook
+        self.codebook = nn.Parameter(start)
+
     @property
     def tally(self) -> Tensor:
         """Left-out tokens and squared norm of the others, since the last commit: [2]."""
@@ -197,9 +222,9 @@ class VectorQuantizer(Quantizer):
     def _quantize(self, tokens: Tensor, collect: bool, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         with torch.no_grad():
             codes = nearest(tokens.detach(), self.codebook)
-            chosen = self._look_up(codes)
             if collect and not recomputing():
                 self._collect(tokens.detach(), codes, mask)
+        chosen = self._look_up(codes)
         if mask is None:
             commitment = (tokens - chosen).square().mean()
         else:

@@ -1,40 +1,49 @@
 """Distillation: a few-step student that answers through the codebook, from a teacher, by DMD."""
 
+import logging
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qdm_pipeline.configuration import require, settings
+from qdm_pipeline.diffusion.sampler import Sampler, ddim, renoise
 from qdm_pipeline.diffusion.schedule import Schedule
-from qdm_pipeline.distillation.dmd import QuantizedDiffusionDMD
+from qdm_pipeline.distillation.dmd import Draw, QuantizedDiffusionDMD
+from qdm_pipeline.distillation.settings import DmdSettings
+from qdm_pipeline.errors import DivergenceError, InputError
 from qdm_pipeline.models.precision import Precision, autocast
-from qdm_pipeline.models.predictor import Condition, Recompute
+from qdm_pipeline.models.predictor import QuantizedDiffusionPredictor, Recompute
 from qdm_pipeline.randomness import batch_indices, generator
 from qdm_pipeline.ranks import Ranks
 from qdm_pipeline.training import conditions
+from qdm_pipeline.training.guard import Guard, GuardSettings
+from qdm_pipeline.training.loop import Ended
 from qdm_pipeline.training.model_files import load_predictor, save_predictor
 from qdm_pipeline.training.optimizer import Ema, Optimizer, OptimizerSettings
+from qdm_pipeline.training.pairs import Pairs
+from qdm_pipeline.training.statistics import LatentSums, Statistics
 from qdm_pipeline.training.teacher import ScheduleSettings
+from qdm_pipeline.training.validation import FewSteps, Validation, ValidationSettings
 from qdm_pipeline.video.shards import ShardSet
+
+logger = logging.getLogger(__name__)
+
+GUARDED = 256  # real latents whose statistics the guard compares with
 
 
 @settings
 class DistillSettings:
     """How a student is distilled; a step is one update of the student."""
 
-    times: tuple[float, ...]  # the student's steps, for training and sampling
-    path: Literal["continuous", "quantized"]
-    guidance: float  # of the teacher, see diffusion.guidance
-    guidance_rescale: float  # 0: plain guidance, 1: with the contrast of the unguided prediction
+    dmd: DmdSettings
     critic_updates: int  # updates of the fake score before each update of the student
-    low: float  # times at which the scores are compared
-    high: float
-    weight_limit: float
     student_optimizer: OptimizerSettings
     critic_optimizer: OptimizerSettings
+    validation: ValidationSettings | None
+    guard: GuardSettings
     batch: int  # samples a rank and forward pass
     accumulation: int
     steps: int
@@ -46,138 +55,230 @@ class DistillSettings:
     checkpoint_every: int
 
     def __post_init__(self) -> None:
-        falling = all(a > b for a, b in zip(self.times, self.times[1:], strict=False))
-        inside = bool(self.times) and 0 < self.times[-1] and self.times[0] <= 1
-        require(
-            falling and inside, f"times: found {list(self.times)}, must fall from at most 1 and stay above 0"
-        )
-        require(
-            0 < self.low < self.high < 1, f"low, high: found {self.low}, {self.high}; need 0 < low < high < 1"
-        )
-        rescale = self.guidance_rescale
-        require(0 <= rescale <= 1, f"guidance_rescale: found {rescale}, must be in [0, 1]")
         for name in ("critic_updates", "batch", "accumulation", "steps", "log_every", "checkpoint_every"):
             require(getattr(self, name) >= 1, f"{name}: found {getattr(self, name)}, must be at least 1")
+        every = self.validation.every if self.validation else self.log_every
+        require(
+            every % self.log_every == 0,
+            f"validation.every: found {every}, must be a multiple of log_every ({self.log_every})",
+        )
+        require(
+            self.guard.then == "stop" or self.validation is not None,
+            "guard.then: found 'best', but without validation no student is known to be the best",
+        )
 
 
-class Draw(NamedTuple):
-    """The random inputs of one forward pass."""
+class Best(NamedTuple):
+    """The best averaged student so far."""
 
-    noise: Tensor  # [S, B, C, T, H, W]
-    last: int
-    t: Tensor  # [B]
-    renoise: Tensor  # [B, C, T, H, W]
-    condition: Condition
+    score: float  # the lower the better
+    update: int
+    weights: dict[str, Tensor]  # on the CPU
 
 
 class DistillTask:
     """One distillation; the interface is that of `training.loop.Task`."""
 
-    def __init__(self, settings: DistillSettings, teacher: Path, latents: ShardSet, ranks: Ranks) -> None:
-        self.settings, self.ranks = settings, ranks
+    def __init__(
+        self,
+        settings: DistillSettings,
+        teacher: Path,
+        latents: ShardSet,
+        ranks: Ranks,
+        validation: Validation | None = None,
+        pairs: Pairs | None = None,
+    ) -> None:
+        """``validation`` and ``pairs`` where the settings want them."""
+        self.settings, self.latents, self.ranks = settings, latents, ranks
+        self.validation, self.pairs = validation, pairs
         self.steps, self.log_every = settings.steps, settings.log_every
         self.checkpoint_every = settings.checkpoint_every
         model, stored = load_predictor(teacher)
         self.config, self.schedule_settings = model.config, ScheduleSettings(**stored["schedule"])
+        kind, dmd = self.config.size.quantizer.kind, settings.dmd
+        if kind != "vq" and (dmd.codebook != "still" or dmd.matching != "latents" or dmd.path == "soft"):
+            raise InputError(
+                f"distill.dmd: codebook {dmd.codebook!r}, matching {dmd.matching!r}, path {dmd.path!r} found "
+                f"a quantizer of kind {kind!r} takes 'still', 'latents' and 'quantized' or 'continuous' only"
+            )
         self.schedule = Schedule(self.schedule_settings.name, self.schedule_settings.shift)
         self.shape = latents.manifest["fields"]["latent"]["shape"]
-        self.condition = conditions.of_clips(latents, latents.rows("train"), self.config)
-        self.count = len(latents.rows("train"))
-        self.dmd = QuantizedDiffusionDMD(
-            model.to(ranks.device),
-            self.schedule,
-            settings.times,
-            settings.path,
-            settings.guidance,
-            settings.guidance_rescale,
-            settings.weight_limit,
-        )
+        self.rows = latents.rows("train")
+        self.condition = conditions.of_clips(latents, self.rows, self.config)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)  # of the discriminator; all else starts as the teacher
+            self.dmd = QuantizedDiffusionDMD(model, self.schedule, dmd).to(ranks.device)
         self.dmd.student.recompute(settings.recompute)
         self.dmd.fake_score.recompute(settings.recompute)
+        self.critic = self.dmd.critic
         self.dmd.rollout = self.wrapped_student = ranks.wrap(self.dmd.rollout)
-        self.dmd.denoising = self.wrapped_critic = ranks.wrap(self.dmd.denoising)
-        self.student_optimizer = Optimizer(self.dmd.student, settings.student_optimizer, settings.steps)
+        self.dmd.critic = self.wrapped_critic = ranks.wrap(self.dmd.critic)
+        self.student_optimizer = Optimizer(
+            "student", self.dmd.student, settings.student_optimizer, settings.steps
+        )
         critic_steps = settings.steps * settings.critic_updates
-        self.critic_optimizer = Optimizer(self.dmd.fake_score, settings.critic_optimizer, critic_steps)
+        self.critic_optimizer = Optimizer("critic", self.critic, settings.critic_optimizer, critic_steps)
         self.ema = Ema(self.dmd.student, settings.ema)
+        self.sums = LatentSums(self.config, self.shape, ranks)
+        self.guard = Guard(settings.guard, self._real_statistics())
+        self.best: Best | None = None
 
     def train_step(self, step: int) -> dict[str, float | Tensor]:
-        """``critic_updates`` updates of the fake score, then one of the student."""
+        """``critic_updates`` updates of the fake score, then one of the student.
+
+        Raises `DivergenceError` before the student's weights take a step from a bad state.
+        """
         for index in range(self.settings.critic_updates):
             metrics = self._critic_update(step * self.settings.critic_updates + index)
-        return metrics | self._student_update(step)
+        try:
+            metrics |= self._student_update(step)
+        except DivergenceError as error:
+            if self.settings.guard.then == "stop" or self.best is None:
+                raise
+            raise Ended(f"{error}; it ends with the student of update {self.best.update}") from None
+        validation = self.settings.validation
+        if self.validation is not None and validation is not None:
+            if (step + 1) % validation.every == 0 or step + 1 == self.steps:
+                metrics |= self._validate(step + 1, self.validation)
+        return metrics
 
     def _critic_update(self, update: int) -> dict[str, float | Tensor]:
-        total: Tensor | float = 0.0
+        totals: dict[str, Tensor] = {}
         for draw, last in self._draws(update, "critic"):
-            with nullcontext() if last else self.ranks.no_sync(self.wrapped_critic), self._autocast():
-                loss = self.dmd.critic_loss(*draw) / self.settings.accumulation
-                loss.backward()
-            total = total + loss.detach()
-        return {"critic/loss": total, "critic/gradient_norm": self.critic_optimizer.step(update)}
+            with self._sync(self.wrapped_critic, last), autocast(self.ranks.device, self.settings.precision):
+                loss = self.dmd.critic_loss(draw)
+            (loss.total / self.settings.accumulation).backward()
+            for name, value in loss._asdict().items():
+                if value is not None:
+                    part = value.detach() / self.settings.accumulation
+                    totals[name] = totals[name] + part if name in totals else part
+        norm = self.critic_optimizer.step(update)
+        return {f"critic/{name}": value for name, value in totals.items()} | {"critic/gradient_norm": norm}
 
     def _student_update(self, step: int) -> dict[str, float | Tensor]:
+        settings, share = self.settings, 1 / self.settings.accumulation
+        total = torch.zeros((), device=self.ranks.device)
         for draw, last in self._draws(step, "student"):
-            with nullcontext() if last else self.ranks.no_sync(self.wrapped_student), self._autocast():
-                loss = self.dmd.student_loss(*draw)
-                (loss.total / self.settings.accumulation).backward()
+            with self._sync(self.wrapped_student, last), autocast(self.ranks.device, settings.precision):
+                loss = self.dmd.student_loss(draw)
+                descended = loss.total
+                if self.pairs is not None:
+                    pair = self.pairs.draw(len(draw.t), settings.seed, step, self.ranks)
+                    loss.parts["regression"] = self.dmd.regression_loss(*pair)
+                    descended = descended + settings.dmd.regression_weight * loss.parts["regression"]
+                (descended * share).backward()
+            total += descended.detach() * share
+            self.sums.add(loss.prediction.x0, draw.condition.label, loss.prediction.codes)
+        found, loss_everywhere = self.sums.take(), float(self.ranks.mean(total.clone()))
+        relative = self.guard.check(step, found, loss_everywhere)
         norm = self.student_optimizer.step(step)
+        metrics: dict[str, float | Tensor] = {}
+        if settings.dmd.codebook == "ema":
+            ranks = self.ranks
+            metrics |= self.dmd.student.quantizer.commit(
+                settings.seed, step, ranks.rank, ranks.world, ranks.sum
+            )
         self.ema.update(self.dmd.student, step)
-        sample = loss.prediction.x0.detach()
-        return {
-            "student/loss": loss.total.detach(),
-            "student/gradient_norm": norm,
-            "student/score_gap": loss.gap,
-            "student/matching_gradient": loss.gradient.square().mean().sqrt(),
-            "student/latent_std": sample.std(),
-            "student/latent_mean": sample.mean(),
-        }
+        metrics |= {"student/loss": total, "student/gradient_norm": norm, "student/score_gap": loss.gap}
+        metrics |= {f"student/loss_{name}": value.detach() for name, value in loss.parts.items()}
+        metrics |= {f"student/pull_{name}": value for name, value in loss.pulls.items()}
+        return metrics | relative
 
     def _draws(self, update: int, purpose: str) -> list[tuple[Draw, bool]]:
         """The random inputs of one update, a forward pass each, and whether it is the last."""
-        settings, ranks, device = self.settings, self.ranks, self.ranks.device
+        settings, dmd, ranks, device = self.settings, self.settings.dmd, self.ranks, self.ranks.device
         shared = generator(settings.seed, update, 0, f"{purpose} step index")  # one index for all ranks
         own = generator(settings.seed, update, ranks.rank, purpose)
-        rows = batch_indices(
-            self.count, settings.batch * settings.accumulation, settings.seed, update, ranks.rank, ranks.world
-        )
+        picked = batch_indices(
+            len(self.rows), settings.batch * settings.accumulation, settings.seed, update, ranks.rank,
+            ranks.world,
+        )  # fmt: skip
         draws = []
-        for index, chunk in enumerate(rows.split(settings.batch)):
-            last = int(torch.randint(len(settings.times), (), generator=shared))
+        for index, chunk in enumerate(picked.split(settings.batch)):
+            last = int(torch.randint(len(dmd.times), (), generator=shared))
             noise = torch.randn(last + 1, len(chunk), *self.shape, generator=own).to(device)
-            low, high = (settings.low, settings.high) if purpose == "student" else (0.002, 1.0)
+            low, high = (dmd.low, dmd.high) if purpose == "student" else (0.002, 1.0)
             t = self.schedule.draw_times(len(chunk), low, high, own).to(device)
-            renoise = torch.randn(len(chunk), *self.shape, generator=own).to(device)
-            draw = Draw(noise, last, t, renoise, self.condition.rows(chunk).to(device))
+            copies = 3 if dmd.gan.student_weight > 0 else 1
+            noises = torch.randn(copies, len(chunk), *self.shape, generator=own).to(device)
+            real = self.latents.gather("latent", self.rows[chunk]).to(device) if dmd.wants_real else None
+            draw = Draw(noise, last, t, noises, self.condition.rows(chunk).to(device), real)
             draws.append((draw, index + 1 == settings.accumulation))
         return draws
 
-    def _autocast(self) -> torch.autocast:
-        return autocast(self.ranks.device, self.settings.precision)
+    def _sync(self, module: nn.Module, last: bool) -> Any:
+        return nullcontext() if last else self.ranks.no_sync(module)
+
+    @torch.no_grad()
+    def _real_statistics(self) -> Statistics:
+        """Of real latents, and of the codes that the teacher gives them when they are hardly noised."""
+        for positions in torch.arange(min(GUARDED, len(self.rows))).split(self.settings.batch):
+            latents = self.latents.gather("latent", self.rows[positions]).to(self.ranks.device)
+            asked = self.condition.rows(positions).to(self.ranks.device)
+            t = latents.new_full((len(latents),), self.settings.dmd.low)
+            codes = self.dmd.teacher(latents, t, asked, "quantized").codes
+            self.sums.add(latents, asked.label, codes if self.settings.dmd.path == "quantized" else None)
+        return self.sums.take()
+
+    def _validate(self, update: int, validation: Validation) -> dict[str, float]:
+        averaged = QuantizedDiffusionPredictor(self.config).to(self.ranks.device).eval()
+        averaged.load_state_dict(self.ema.weights(self.dmd.student))
+        dmd = self.settings.dmd
+        how = FewSteps(
+            few_step_sampler(dmd), dmd.times, sampled_path(dmd), self.schedule, self.settings.precision
+        )
+        metrics = validation(averaged, self.condition.rows(validation.positions), how, self.shape)
+        keep = validation.settings.keep
+        if keep != "last":
+            score = metrics[f"validation/{keep}"] * (-1 if keep == "accuracy" else 1)
+            if self.best is None or score < self.best.score:
+                weights = {name: value.cpu().clone() for name, value in averaged.state_dict().items()}
+                self.best = Best(score, update, weights)
+            metrics["validation/best_update"] = float(self.best.update)
+        return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """Student, fake score, their optimizers and the EMA; the teacher stands in the run's inputs."""
+        """Student, critic, their optimizers, EMA, best student; the teacher stands in the run's inputs."""
         return {
             "student": self.dmd.student.state_dict(),
-            "fake_score": self.dmd.fake_score.state_dict(),
+            "critic": self.critic.state_dict(),
             "student_optimizer": self.student_optimizer.state_dict(),
             "critic_optimizer": self.critic_optimizer.state_dict(),
             "ema": self.ema.shadow,
+            "best": None if self.best is None else self.best._asdict(),
+            "broken": self.guard.broken,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""
         self.dmd.student.load_state_dict(state["student"])
-        self.dmd.fake_score.load_state_dict(state["fake_score"])
+        self.critic.load_state_dict(state["critic"])
         self.student_optimizer.load_state_dict(state["student_optimizer"])
         self.critic_optimizer.load_state_dict(state["critic_optimizer"])
         self.ema.shadow = state["ema"]
+        self.best = None if state["best"] is None else Best(**state["best"])
+        self.guard.broken = state["broken"]
 
     def export(self, directory: Path) -> dict[str, Any]:
-        """Write the averaged student, its step list and path."""
-        settings = self.settings
+        """Write the averaged student, the best or the last as the settings say, its step list and path."""
+        dmd, weights, update = self.settings.dmd, self.ema.weights(self.dmd.student), self.steps
+        if self.best is not None:
+            weights, update = self.best.weights, self.best.update
+            logger.info("student: keeping that of update %d of %d", update, self.steps)
         save_predictor(
-            directory, self.config, self.ema.weights(self.dmd.student), self.schedule_settings,
-            latent_shape=self.shape, times=list(settings.times), path=settings.path,
+            directory, self.config, weights, self.schedule_settings, latent_shape=self.shape,
+            times=list(dmd.times), path=sampled_path(dmd),
+            sampler="ddim" if dmd.renoising == "kept" else "renoise",
         )  # fmt: skip
-        return {"parameters": sum(p.numel() for p in self.dmd.student.parameters()), "steps": self.steps}
+        parameters = sum(p.numel() for p in self.dmd.student.parameters())
+        return {"parameters": parameters, "steps": self.steps, "update": update}
+
+
+def few_step_sampler(dmd: DmdSettings) -> Sampler:
+    """The sampler whose inputs the student was trained on; without eta, DDIM keeps the noise it finds."""
+    return ddim if dmd.renoising == "kept" else renoise
+
+
+def sampled_path(dmd: DmdSettings) -> Any:
+    """The path that the student is sampled through: a soft choice of codes ends as a choice."""
+    return "continuous" if dmd.path == "continuous" else "quantized"

@@ -18,6 +18,10 @@ from qdm_pipeline.training.trackers import open_tracker
 logger = logging.getLogger(__name__)
 
 
+class Ended(Exception):
+    """Raised by a task that is over before its last step; the message says why."""
+
+
 class Task(Protocol):
     """Something that learns in steps."""
 
@@ -55,7 +59,11 @@ def train(task: Task, run: Run, ranks: Ranks) -> None:
         disable=not ranks.is_main, file=sys.stderr, dynamic_ncols=True,
     )  # fmt: skip
     for step in progress:
-        metrics = task.train_step(step)
+        try:
+            metrics = task.train_step(step)
+        except Ended as reason:
+            logger.warning("%s: %s", run.kind, reason)
+            break
         done = step + 1
         if done % task.log_every == 0 or done == task.steps:
             values = averaged(metrics, ranks)

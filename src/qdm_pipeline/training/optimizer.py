@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from qdm_pipeline.configuration import require, settings
+from qdm_pipeline.errors import DivergenceError
 from qdm_pipeline.training.muon import Muon
 
 
@@ -31,8 +32,8 @@ class OptimizerSettings:
 class Optimizer:
     """One or two torch optimizers that step together under one schedule."""
 
-    def __init__(self, module: nn.Module, settings: OptimizerSettings, steps: int) -> None:
-        self.settings = settings
+    def __init__(self, role: str, module: nn.Module, settings: OptimizerSettings, steps: int) -> None:
+        self.role, self.settings = role, settings
         self.steps = steps
         named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
         hidden = [
@@ -53,15 +54,20 @@ class Optimizer:
         self._peak = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
 
     def step(self, step: int) -> float:
-        """Clip, update with the learning rate of ``step``, clear; returns the norm before clipping."""
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip, error_if_nonfinite=True)
+        """Clip, update with the learning rate of ``step``, clear; returns the norm before clipping.
+
+        Raises `DivergenceError` before any weight moves if the norm is not finite, on all ranks alike.
+        """
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip))
+        if not math.isfinite(norm):
+            raise DivergenceError(f"{self.role}, update {step}: not finite: gradient norm is {norm}")
         scale = learning_rate_scale(step, self.steps, self.settings.warmup, self.settings.decay)
         for optimizer, peaks in zip(self.optimizers, self._peak, strict=True):
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * scale
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return float(norm)
+        return norm
 
     def state_dict(self) -> dict[str, object]:
         """State of all optimizers."""

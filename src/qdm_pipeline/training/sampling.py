@@ -34,7 +34,7 @@ class SamplingSettings:
     """What to sample, and how."""
 
     name: str  # the row's name in the report
-    sampler: Literal["ddim", "dpm_solver", "renoise"]
+    sampler: Literal["ddim", "dpm_solver", "renoise"] | None  # null: what the student was distilled for
     steps: int | None  # evenly spaced steps; null: the step list that the student was distilled on
     low: float  # range of the evenly spaced times
     high: float
@@ -48,6 +48,7 @@ class SamplingSettings:
     columns: int
     scale: int
     fps: int
+    keep_noise: bool  # beside the samples, for pairs
     precision: Precision
     seed: int
 
@@ -83,6 +84,20 @@ def sampling_times(settings: SamplingSettings, schedule: Schedule, config: dict[
     return tuple(config["times"])
 
 
+def chosen_sampler(settings: SamplingSettings, config: dict[str, Any]) -> Sampler:
+    """The sampler by name; `InputError` if a model is to choose that has no sampler of its own."""
+    samplers: dict[str, Sampler] = {
+        "ddim": partial(ddim, eta=settings.eta), "dpm_solver": dpm_solver, "renoise": renoise,
+    }  # fmt: skip
+    name = settings.sampler or config.get("sampler")
+    if name is None:
+        raise InputError(
+            f"{settings.name}: sampler is null, but this model has none of its own; name one of "
+            f"{sorted(samplers)}"
+        )
+    return samplers[name]
+
+
 def asked_condition(settings: SamplingSettings, config: PredictorConfig) -> Condition:
     """The condition of all ``count`` samples; `InputError` for a class that the model does not know."""
     if config.vocabulary:
@@ -115,10 +130,7 @@ def sample(run: Run, ranks: Ranks) -> None:
     schedule_settings = ScheduleSettings(**config["schedule"])
     schedule = Schedule(schedule_settings.name, schedule_settings.shift)
     times = sampling_times(settings, schedule, config)
-    samplers: dict[str, Sampler] = {
-        "ddim": partial(ddim, eta=settings.eta), "dpm_solver": dpm_solver, "renoise": renoise,
-    }  # fmt: skip
-    sampler = samplers[settings.sampler]
+    sampler = chosen_sampler(settings, config)
     condition = asked_condition(settings, model.config)
     batches = torch.arange(settings.count).split(settings.batch)
     mine = range(ranks.rank, len(batches), ranks.world)
@@ -132,13 +144,16 @@ def sample(run: Run, ranks: Ranks) -> None:
         with torch.inference_mode(), autocast(ranks.device, settings.precision):
             latents = sampler(denoiser, noise, times, schedule, draw)
             parts[index] = {"latents": latents.cpu()} | denoiser.tokens()
+            if settings.keep_noise:
+                parts[index]["noise"] = noise.cpu()
     seconds = time.perf_counter() - started
     gathered = {index: part for share in ranks.gather(parts) for index, part in share.items()}
     total = float(ranks.sum(torch.tensor(seconds, dtype=torch.float64, device=ranks.device)))
     if ranks.is_main:
         tensors = {name: torch.cat([gathered[i][name] for i in range(len(batches))]) for name in gathered[0]}
         labels = condition.label if condition.label is not None else torch.full((settings.count,), -1)
-        _write(run.directory, settings, tensors | {"labels": labels}, autoencoder)
+        tensors |= {"labels": labels} | ({} if condition.words is None else {"words": condition.words})
+        _write(run.directory, settings, tensors, autoencoder)
         calls = 1 if settings.guidance == 1 else 2
         metadata = {
             "name": settings.name, "path": settings.path, "guidance": settings.guidance, "steps": len(times),

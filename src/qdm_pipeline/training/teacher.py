@@ -104,7 +104,7 @@ class TeacherTask:
             settings.commitment_weight,
         )
         self.wrapped = ranks.wrap(self.loss)
-        self.optimizer = Optimizer(self.model, settings.optimizer, settings.steps)
+        self.optimizer = Optimizer("teacher", self.model, settings.optimizer, settings.steps)
         self.ema = Ema(self.model, settings.ema)
         self.codebook_log = CodebookLog(self.model.quantizer, ranks)
 

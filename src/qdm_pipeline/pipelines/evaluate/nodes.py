@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 
 from qdm_pipeline import __version__
 from qdm_pipeline.evaluation import report
-from qdm_pipeline.evaluation.classifier_task import ClassifierSettings
 from qdm_pipeline.evaluation.evaluate import EvaluationSettings
 from qdm_pipeline.evaluation.figures import distance_figure
 from qdm_pipeline.files import read_json
@@ -20,11 +19,6 @@ from qdm_pipeline.handle import Handle
 from qdm_pipeline.launch.agent import run_job
 from qdm_pipeline.revision import changed, commit
 from qdm_pipeline.run import Run
-
-
-def train_classifier(settings: ClassifierSettings, clips: Handle, runs: Path, world_size: int) -> Handle:
-    """Train the classifier whose features the distances are measured in."""
-    return run_job(Run.create("classifier", settings, {"clips": clips}, runs), world_size)
 
 
 def evaluate_samples(

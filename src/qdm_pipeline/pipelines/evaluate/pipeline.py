@@ -12,12 +12,6 @@ def create_pipeline() -> Pipeline:
     return pipeline(
         [
             node(
-                nodes.train_classifier,
-                ["params:classifier", "clips", "model_runs", "params:world_size"],
-                "classifier",
-                name="train_classifier",
-            ),
-            node(
                 nodes.evaluate_samples,
                 ["params:evaluation", "clips", "latents", "autoencoder", "classifier", "teacher"]
                 + [*JUDGED, "evaluation_runs", "params:world_size"],

@@ -1,10 +1,11 @@
-"""Videos to clips, clips to an autoencoder, both to latents."""
+"""Videos to clips, clips to an autoencoder and a classifier, and to latents."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 
+from qdm_pipeline.evaluation.classifier_task import ClassifierSettings
 from qdm_pipeline.handle import Handle
 from qdm_pipeline.launch.agent import run_job
 from qdm_pipeline.run import Run
@@ -33,6 +34,11 @@ def train_autoencoder(settings: AutoencoderSettings, clips: Handle, runs: Path, 
 def encode_clips(settings: EncodeSettings, clips: Handle, autoencoder: Handle, runs: Path) -> Handle:
     """Encode every clip once, into shards of latents."""
     return run_job(Run.create("latents", settings, {"clips": clips, "autoencoder": autoencoder}, runs), 1)
+
+
+def train_classifier(settings: ClassifierSettings, clips: Handle, runs: Path, world_size: int) -> Handle:
+    """Train the classifier whose features the distances are measured in."""
+    return run_job(Run.create("classifier", settings, {"clips": clips}, runs), world_size)
 
 
 def show_reconstructions(clips: Handle, autoencoder: Handle) -> bytes:

@@ -6,7 +6,7 @@ from qdm_pipeline.pipelines.preprocess import nodes
 
 
 def create_pipeline() -> Pipeline:
-    """Raw videos to clips, autoencoder and latents."""
+    """Raw videos to clips, autoencoder, latents and the classifier that judges."""
     return pipeline(
         [
             node(nodes.cut_clips, ["params:clips", "raw_videos", "clip_runs"], "clips", name="cut_clips"),
@@ -21,6 +21,12 @@ def create_pipeline() -> Pipeline:
                 ["params:encode", "clips", "autoencoder", "latent_runs"],
                 "latents",
                 name="encode_clips",
+            ),
+            node(
+                nodes.train_classifier,
+                ["params:classifier", "clips", "model_runs", "params:world_size"],
+                "classifier",
+                name="train_classifier",
             ),
             node(
                 nodes.show_reconstructions,

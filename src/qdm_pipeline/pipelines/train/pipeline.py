@@ -18,8 +18,25 @@ def create_pipeline() -> Pipeline:
             ),
             node(nodes.plot_curves, "teacher", "teacher_curves", name="plot_teacher", tags="teacher"),
             node(
+                nodes.make_pairs,
+                ["params:teacher_pairs", "params:distill", "teacher", "autoencoder"]
+                + ["sample_runs", "params:world_size"],
+                "teacher_pairs",
+                name="make_pairs",
+                tags="distill",
+            ),
+            node(
                 nodes.distill_student,
-                ["params:distill", "teacher", "latents", "model_runs", "params:world_size"],
+                [
+                    "params:distill",
+                    "teacher",
+                    "teacher_pairs",
+                    "latents",
+                    "clips",
+                    "autoencoder",
+                    "classifier",
+                ]
+                + ["model_runs", "params:world_size"],
                 "student",
                 name="distill_student",
                 tags="distill",

@@ -1,0 +1,34 @@
+"""Pairs of noise and what the teacher's ODE makes of it, for the regression loss of DMD."""
+
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from qdm_pipeline.errors import InputError
+from qdm_pipeline.models.predictor import Condition
+from qdm_pipeline.randomness import batch_indices
+from qdm_pipeline.ranks import Ranks
+
+
+class Pairs:
+    """Samples of a teacher that were kept with their noise."""
+
+    def __init__(self, directory: Path) -> None:
+        """`InputError` if the samples in ``directory`` have no noise beside them."""
+        tensors = load_file(directory / "samples.safetensors")
+        if "noise" not in tensors:
+            raise InputError(f"{directory}: samples without their noise; sample with keep_noise: true")
+        self.noise, self.latents = tensors["noise"], tensors["latents"]
+        labels = tensors["labels"] if bool((tensors["labels"] >= 0).any()) else None
+        self.condition = Condition(labels, tensors.get("words"))
+
+    def draw(self, count: int, seed: int, step: int, ranks: Ranks) -> tuple[Tensor, Tensor, Condition]:
+        """Noise [count, C, T, H, W], samples of the same shape and their condition, for one update."""
+        rows = batch_indices(len(self.noise), count, seed, step, ranks.rank, ranks.world)
+        device = ranks.device
+        return (
+            self.noise[rows].to(device),
+            self.latents[rows].to(device),
+            self.condition.rows(rows).to(device),
+        )

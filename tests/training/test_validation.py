@@ -1,0 +1,154 @@
+"""Students are judged while they are distilled, and the best is kept."""
+
+import pytest
+import torch
+
+from qdm_pipeline.configuration import build
+from qdm_pipeline.errors import DivergenceError, InputError
+from qdm_pipeline.evaluation.features import ClassifierConfig, VideoClassifier
+from qdm_pipeline.files import digest_file
+from qdm_pipeline.ranks import Ranks
+from qdm_pipeline.run import Run
+from qdm_pipeline.training import distill
+from qdm_pipeline.training.loop import train
+from qdm_pipeline.training.model_files import load_predictor
+from qdm_pipeline.training.pairs import Pairs
+from qdm_pipeline.training.validation import Validation, ValidationSettings
+from qdm_pipeline.video.autoencoder import AutoencoderConfig, CausalVideoAutoencoder
+from qdm_pipeline.video.shards import write_shards
+
+KEEP = {"every": 1, "samples": 20, "keep": "frechet"}
+
+
+@pytest.fixture
+def make_validation(tmp_path):
+    torch.manual_seed(0)
+    autoencoder = CausalVideoAutoencoder(
+        AutoencoderConfig(
+            channels=3, latent_channels=3, time_patch=4, space_patch=8, width=8, encoder_blocks=0,
+            decoder_blocks=0,
+        )
+    )  # fmt: skip
+    classifier = VideoClassifier(ClassifierConfig(width=4, features=3, classes=("even", "odd"))).eval()
+
+    def make(held_out=20, **changes):
+        samples = [
+            (
+                {"video": torch.randint(255, (3, 1, 16, 16), dtype=torch.uint8)},
+                {"id": str(i), "label": i % 2, "split": "train" if i >= held_out else "validation"},
+            )
+            for i in range(24 + held_out)
+        ]
+        clips = write_shards(tmp_path / f"clips{held_out}", samples, {"classes": ["even", "odd"]}, 100)
+        settings = build(ValidationSettings, KEEP | changes)
+        return Validation(settings, clips, autoencoder.eval(), classifier, 0, Ranks())
+
+    return make
+
+
+def scored(task, scores):
+    """The task with the given distances instead of measured ones."""
+    values = iter(scores)
+    task.validation.__class__ = type(
+        "Scored", (Validation,), {"__call__": lambda *_: {"validation/frechet": next(values)}}
+    )
+    return task
+
+
+def test_figures_are_measured_and_are_the_same_again(make_distill, make_validation):
+    task = make_distill(make_validation(), validation=KEEP)
+    metrics = task.train_step(0)
+    assert {f"validation/{name}" for name in ("frechet", "accuracy", "utilization", "diversity")} <= set(
+        metrics
+    )
+    assert metrics["validation/frechet_low"] <= metrics["validation/frechet"]
+    again = task._validate(1, task.validation)
+    assert all(again[name] == metrics[name] for name in again)
+
+
+def test_the_best_student_is_exported_also_after_a_resume(make_distill, make_validation, tmp_path):
+    validation = make_validation()
+    scores = [5.0, 3.0, 4.0, 6.0]
+    whole = scored(make_distill(validation, validation=KEEP), scores)
+    for step in range(2):
+        whole.train_step(step)
+    best = whole.ema.weights(whole.dmd.student)
+    best = {name: tensor.clone() for name, tensor in best.items()}
+    resumed = scored(make_distill(validation, validation=KEEP), scores[2:])
+    resumed.load_state_dict(whole.state_dict())
+    for step in range(2, 4):
+        resumed.train_step(step)
+    (tmp_path / "out").mkdir()
+    assert resumed.export(tmp_path / "out")["update"] == 2
+    model, config = load_predictor(tmp_path / "out")
+    assert config["sampler"] == "renoise"
+    assert all(torch.equal(value, best[name]) for name, value in model.state_dict().items())
+
+
+def test_the_last_student_is_exported_where_that_is_asked_for(make_distill, make_validation, tmp_path):
+    settings = KEEP | {"keep": "last"}
+    task = scored(make_distill(make_validation(keep="last"), validation=settings), [1.0, 2.0])
+    for step in range(2):
+        task.train_step(step)
+    (tmp_path / "out").mkdir()
+    assert task.best is None and task.export(tmp_path / "out")["update"] == task.steps
+
+
+def test_a_run_that_goes_wrong_may_end_with_the_best(make_distill, make_validation, tmp_path, caplog):
+    task = scored(
+        make_distill(make_validation(), validation=KEEP, guard={"then": "best"}), [2.0, 1.0, 3.0, 4.0]
+    )
+
+    def check(update, found, loss):
+        if update == 3:
+            raise DivergenceError("student, update 3: saturation")
+        return {}
+
+    task.guard.check = check
+    run = Run.create("student", {}, {}, tmp_path / "runs")
+    train(task, run, Ranks())
+    assert "saturation; it ends with the student of update 2" in caplog.text
+    assert run.result().metadata["update"] == 2
+    assert run.result().digest == digest_file(run.directory / "model.safetensors")
+
+
+def test_too_few_clips_and_wrong_settings_are_named(make_distill, make_validation):
+    with pytest.raises(
+        InputError, match="split 'validation' has 19 clips.*20; set distill.validation to null"
+    ):
+        make_validation(held_out=19)
+    with pytest.raises(ValueError, match=r"validation.every: found 3, must be a multiple of log_every \(2\)"):
+        make_distill(validation=KEEP | {"every": 3}, log_every=2)
+    with pytest.raises(ValueError, match="guard.then: found 'best'"):
+        make_distill(guard={"then": "best"})
+
+
+def test_pairs_draw_the_student_to_the_teachers_samples(make_distill, tmp_path):
+    from safetensors.torch import save_file
+
+    draw = torch.Generator().manual_seed(0)
+    noise = torch.randn(8, 3, 1, 2, 2, generator=draw)
+    tensors = {"latents": 3 + noise, "labels": torch.arange(8) % 2}
+    save_file(tensors, tmp_path / "samples.safetensors")
+    with pytest.raises(InputError, match="keep_noise"):
+        Pairs(tmp_path)
+    save_file(tensors | {"noise": noise}, tmp_path / "samples.safetensors")
+    task = make_distill(
+        pairs=Pairs(tmp_path), dmd={"regression_weight": 100.0, "path": "continuous"}, steps=60
+    )
+    losses = [float(task._student_update(step)["student/loss_regression"]) for step in range(60)]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("wrong", [{"path": "soft"}, {"codebook": "ema"}, {"matching": "jeffreys"}])
+def test_only_a_vector_quantizer_has_distances(make_distill, monkeypatch, wrong):
+    load = distill.load_predictor
+
+    def other_kind(directory):
+        model, config = load(directory)
+        object.__setattr__(model.config.size.quantizer, "kind", "fsq")
+        return model, config
+
+    monkeypatch.setattr(distill, "load_predictor", other_kind)
+    with pytest.raises(InputError, match="a quantizer of kind 'fsq' takes"):
+        make_distill(dmd=wrong)
