@@ -16,6 +16,7 @@ from kedro.pipeline import Pipeline
 from qdm_pipeline.configuration import plain
 from qdm_pipeline.errors import DivergenceError, InputError
 from qdm_pipeline.launch.agent import WorkerError
+from qdm_pipeline.mlflow_runs import PARENT, absolute, experiment_id
 from qdm_pipeline.revision import changed, commit
 
 logger = logging.getLogger(__name__)
@@ -73,14 +74,16 @@ class MLflowHook:
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.WARNING)
         self._catalog = catalog
-        uri = self._absolute(self._config["tracking_uri"])
+        uri = absolute(self._project, self._config["tracking_uri"])
         self._client = MlflowClient(uri)
-        self._experiment = self._experiment_id(self._config["experiment"])
+        self._experiment = experiment_id(self._client, self._project, self._config)
         tags = {
             **commit_tags(self._project),
             "pipeline": _pipeline_name(run_params),
             "env": str(run_params["env"]),
         }
+        if parent := os.environ.get(PARENT):
+            tags["mlflow.parentRunId"] = parent
         run = self._client.create_run(self._experiment, run_name=run_name(run_params), tags=tags)
         self._run_id = run.info.run_id
         params = flatten(
@@ -140,18 +143,6 @@ class MLflowHook:
             self._client.set_terminated(run_id, status)
         except Exception as trouble:
             logger.warning("MLflow did not take the end of the run: %s", trouble)
-
-    def _absolute(self, uri: str) -> str:
-        prefix = "sqlite:///"
-        return f"{prefix}{self._project / uri.removeprefix(prefix)}" if uri.startswith(prefix) else uri
-
-    def _experiment_id(self, name: str) -> str:
-        found = self._client.get_experiment_by_name(name)
-        if found is not None:
-            return found.experiment_id
-        local = self._config["tracking_uri"].startswith("sqlite:")
-        location = (self._project / self._config["artifacts"]).as_uri() if local else None
-        return self._client.create_experiment(name, artifact_location=location)
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

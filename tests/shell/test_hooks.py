@@ -22,6 +22,7 @@ from qdm_pipeline.configuration import settings
 from qdm_pipeline.datasets import AnimationDataset, DirectoryDataset, HandleDataset
 from qdm_pipeline.handle import Handle
 from qdm_pipeline.hooks import InputHook, MLflowHook, commit_tags, flatten, run_name
+from qdm_pipeline.mlflow_runs import PARENT
 from qdm_pipeline.ranks import Ranks
 from qdm_pipeline.run import Run
 from qdm_pipeline.training.trackers import open_tracker
@@ -119,8 +120,12 @@ def test_a_finished_run_is_recorded(project: Path, tmp_path: Path) -> None:
     assert [(point.step, point.value) for point in curve] == [(1, 1.0), (2, 0.5)]
 
 
-def test_a_failed_run_says_why(project: Path, tmp_path: Path) -> None:
+def test_a_failed_run_says_why_and_belongs_to_its_sweep(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PARENT, "abc")
     record = run(project, -1.0, tmp_path)
+    assert record.data.tags["mlflow.parentRunId"] == "abc"
     assert record.info.status == "FAILED"
     assert record.data.tags["error"] == "ValueError: rate went [/down]"
 

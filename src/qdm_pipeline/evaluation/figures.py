@@ -79,6 +79,24 @@ def distance_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
+def sweep_figure(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Figure:
+    """A panel a column: rows are sets of samples at points of a grid, values (mean, least, most)."""
+    figure, axes = _grid(len(columns), len(columns), width=5.5, height=0.34 * max(1, len(rows)) + 0.9)
+    for column, axis in zip(columns, axes, strict=True):
+        for place, row in enumerate(reversed(rows)):
+            if column in row:
+                middle, low, high = row[column]
+                color = SECOND if "teacher" in row["name"] else MAIN
+                axis.plot([low, high], [place] * 2, color=color, linewidth=2, alpha=0.45)
+                axis.plot(middle, place, "o", color=color, markersize=5)
+        names = [f"{row['name']}  {row['point']}" for row in reversed(rows)]
+        shown = names if axis is axes[0] else [""] * len(rows)
+        axis.set_yticks(range(len(rows)), shown, fontsize=8, color=INK)
+        axis.set_ylim(-0.6, max(1, len(rows)) - 0.4)
+        axis.set_title(column, loc="left", fontsize=9, color=INK)
+    return figure
+
+
 def _grid(count: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
     lines = max(1, -(-count // columns))
     columns = min(columns, max(count, 1))

@@ -1,12 +1,17 @@
 """Wiring of ``train`` and its halves: the nodes tagged ``teacher`` and those tagged ``distill``."""
 
+import warnings
+
 from kedro.pipeline import Pipeline, node, pipeline
+from kedro.utils import KedroExperimentalWarning
 
 from qdm_pipeline.pipelines.train import nodes
+from qdm_pipeline.pipelines.train.diagram import distillation_step
 
 
 def create_pipeline() -> Pipeline:
     """Latents to teacher and student."""
+    warnings.filterwarnings("ignore", category=KedroExperimentalWarning)  # of node previews, at every command
     return pipeline(
         [
             node(
@@ -40,6 +45,7 @@ def create_pipeline() -> Pipeline:
                 "student",
                 name="distill_student",
                 tags="distill",
+                preview_fn=distillation_step,
             ),
             node(nodes.plot_curves, "student", "student_curves", name="plot_student", tags="distill"),
         ],

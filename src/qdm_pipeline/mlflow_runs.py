@@ -1,0 +1,48 @@
+"""Where MLflow keeps the project's runs, and runs that hold others."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+PARENT = "QDM_PIPELINE_PARENT_RUN"  # environment variable: the MLflow run that runs started now belong to
+
+
+def absolute(project: Path, uri: str) -> str:
+    """A tracking URI that means the same in any folder."""
+    prefix = "sqlite:///"
+    return f"{prefix}{project / uri.removeprefix(prefix)}" if uri.startswith(prefix) else uri
+
+
+def experiment_id(client: Any, project: Path, config: dict[str, Any]) -> str:
+    """The experiment of ``mlflow.yml``, made if it is new."""
+    found = client.get_experiment_by_name(config["experiment"])
+    if found is not None:
+        return str(found.experiment_id)
+    local = config["tracking_uri"].startswith("sqlite:")
+    location = (project / config["artifacts"]).as_uri() if local else None
+    return str(client.create_experiment(config["experiment"], artifact_location=location))
+
+
+def start(project: Path, config: dict[str, Any], name: str, tags: dict[str, str]) -> str:
+    """Open a run that others will belong to; returns its id."""
+    client = _client(project, config)
+    run = client.create_run(experiment_id(client, project, config), run_name=name, tags=tags)
+    return str(run.info.run_id)
+
+
+def log_files(project: Path, config: dict[str, Any], run_id: str, files: Iterable[Path]) -> None:
+    """Put files beside a run."""
+    client = _client(project, config)
+    for file in files:
+        client.log_artifact(run_id, str(file))
+
+
+def finish(project: Path, config: dict[str, Any], run_id: str, status: str) -> None:
+    """Close a run as FINISHED or FAILED."""
+    _client(project, config).set_terminated(run_id, status)
+
+
+def _client(project: Path, config: dict[str, Any]) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(absolute(project, config["tracking_uri"]))

@@ -1,0 +1,113 @@
+"""``kedro sweep``: a grid is run point by point, under one MLflow run, and summed up."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from kedro.framework.startup import bootstrap_project
+from mlflow import MlflowClient
+
+from qdm_pipeline import sweep as sweeps
+from qdm_pipeline.cli import cli
+from qdm_pipeline.errors import DivergenceError, InputError
+from qdm_pipeline.mlflow_runs import PARENT
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_grid_is_every_combination_and_joined_parameters_move_together() -> None:
+    points = sweeps.grid(["a.seed+b.seed=0,1", "b.times=[1.0],[1.0, 0.5]"])
+    assert points == [
+        {"a.seed": 0, "b.seed": 0, "b.times": [1.0]},
+        {"a.seed": 0, "b.seed": 0, "b.times": [1.0, 0.5]},
+        {"a.seed": 1, "b.seed": 1, "b.times": [1.0]},
+        {"a.seed": 1, "b.seed": 1, "b.times": [1.0, 0.5]},
+    ]
+    assert sweeps.nested(points[0]) == {"a": {"seed": 0}, "b": {"seed": 0, "times": [1.0]}}
+
+
+@pytest.mark.parametrize("wrong", ["distill.seed", "distill.seed=", "=1", "a=[1"])
+def test_what_is_no_axis_is_named(wrong: str) -> None:
+    with pytest.raises(InputError, match=r"sweep: found .*wanted PARAMETER=VALUE"):
+        sweeps.grid([wrong])
+
+
+def test_runs_that_differ_in_seeds_are_averaged() -> None:
+    def result(seed: int, width: int, frechet: float) -> sweeps.Result:
+        row = {"name": "student", "nfe": 4, "frechet": frechet, "accuracy": None}
+        return sweeps.Result({"d.seed": seed, "d.width": width}, None, [row])
+
+    results = [result(0, 8, 10.0), result(1, 8, 14.0), result(0, 16, 7.0)]
+    results.append(sweeps.Result({"d.seed": 1, "d.width": 16}, "DivergenceError: collapse", []))
+    first, second = sweeps.summary(results)
+    assert first["runs"] == 2 and first["frechet"] == (12.0, 10.0, 14.0)
+    assert second["point"] == "d.width=16" and second["frechet"] == (7.0, 7.0, 7.0)
+    table = sweeps.table(results)
+    assert "| student | d.width=8 | 2 | 4 | **12** (10 – 14) | – |" in table
+    assert "failed: d.seed=1 d.width=16: DivergenceError: collapse" in table
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(ROOT / "conf", tmp_path / "conf", ignore=shutil.ignore_patterns("local"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    for folder in ("src", "conf/local"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path)
+    bootstrap_project(tmp_path)
+    return tmp_path
+
+
+def test_the_command_runs_every_point_under_one_run_and_tells_failures(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[Any, ...]] = []
+
+    def run(project: Path, point: Any, pipelines: Any, env: Any, metrics: Path) -> sweeps.Result:
+        seen.append((point, list(pipelines), os.environ[PARENT]))
+        if point["distill.seed"] == 1:
+            return sweeps.Result(point, "DivergenceError: student, update 3: collapse", [])
+        return sweeps.Result(point, None, [{"name": "student", "nfe": 4, "frechet": 3.0, "accuracy": 0.5}])
+
+    monkeypatch.setattr(sweeps, "_run", run)
+    done = CliRunner().invoke(cli, ["sweep", "distill.seed=0,1", "-p", "distill"])
+    assert done.exit_code == 1 and "collapse" in done.output and "| student | all | 1 |" in done.output
+    assert [(point, names) for point, names, _ in seen] == [
+        ({"distill.seed": 0}, ["distill"]), ({"distill.seed": 1}, ["distill"]),
+    ]  # fmt: skip
+    client = MlflowClient(f"sqlite:///{project}/mlflow.db")
+    parent = client.get_run(seen[0][2])
+    assert parent.info.status == "FAILED" and parent.data.tags["sweep"] == "distill.seed=0,1"
+    assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {
+        "sweep.json", "sweep.md", "sweep.png",
+    }  # fmt: skip
+    rows = json.loads((project / "data/08_reporting/sweep.json").read_text())
+    assert [row["error"] is None for row in rows] == [True, False]
+    assert PARENT not in os.environ
+
+
+def test_one_failing_point_is_recorded_and_its_stack_is_not_lost_on_others(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Session:
+        def __enter__(self) -> "Session":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def run(self, pipeline_names: list[str]) -> None:
+            raise DivergenceError("student, update 3: collapse: latent std is 0.1 of the data's")
+
+    monkeypatch.setattr(sweeps.KedroSession, "create", lambda *_, **__: Session())
+    found = sweeps._run(project, {"distill.seed": 0}, (), None, project / "metrics.json")
+    assert found.error == "DivergenceError: student, update 3: collapse: latent std is 0.1 of the data's"
+
+
+def test_a_wrong_axis_is_one_line(project: Path) -> None:
+    done = CliRunner().invoke(cli, ["sweep", "distill.seed"])
+    assert done.exit_code == 1 and done.output.startswith("Error: sweep: found 'distill.seed'")
