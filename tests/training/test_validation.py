@@ -99,7 +99,7 @@ def test_a_run_that_goes_wrong_may_end_with_the_best(make_distill, make_validati
         make_distill(make_validation(), validation=KEEP, guard={"then": "best"}), [2.0, 1.0, 3.0, 4.0]
     )
 
-    def check(update, found, loss):
+    def check(update, last, found, loss):
         if update == 3:
             raise DivergenceError("student, update 3: saturation")
         return {}

@@ -73,6 +73,8 @@ class ClassifierTask:
     Clips without labels, or all of one class, train it by the transforms alone.
     """
 
+    sound = True
+
     def __init__(self, settings: ClassifierSettings, clips: ShardSet, ranks: Ranks) -> None:
         self.settings, self.clips, self.ranks = settings, clips, ranks
         self.steps = settings.steps

@@ -31,7 +31,7 @@ from qdm_pipeline.video.shards import ShardSet
 
 logger = logging.getLogger(__name__)
 
-GUARDED = 256  # real latents whose statistics the guard compares with
+GUARDED = 1024  # real latents that the student is held against
 
 
 @settings
@@ -120,8 +120,14 @@ class DistillTask:
         self.critic_optimizer = Optimizer("critic", self.critic, settings.critic_optimizer, critic_steps)
         self.ema = Ema(self.dmd.student, settings.ema)
         self.sums = LatentSums(self.config, self.shape, ranks)
-        self.guard = Guard(settings.guard, self._real_statistics())
+        start = [self._starting_statistics(last) for last in range(len(dmd.times))]
+        self.guard = Guard(settings.guard, self._real_statistics(), start)
         self.best: Best | None = None
+
+    @property
+    def sound(self) -> bool:
+        """Not while the guard has doubts: a kept checkpoint is one to go back to."""
+        return self.guard.broken == 0
 
     def train_step(self, step: int) -> dict[str, float | Tensor]:
         """``critic_updates`` updates of the fake score, then one of the student.
@@ -170,7 +176,7 @@ class DistillTask:
             total += descended.detach() * share
             self.sums.add(loss.prediction.x0, draw.condition.label, loss.prediction.codes)
         found, loss_everywhere = self.sums.take(), float(self.ranks.mean(total.clone()))
-        relative = self.guard.check(step, found, loss_everywhere)
+        guarded = self.guard.check(step, draw.last, found, loss_everywhere)
         norm = self.student_optimizer.step(step)
         metrics: dict[str, float | Tensor] = {}
         if settings.dmd.codebook == "ema":
@@ -182,7 +188,7 @@ class DistillTask:
         metrics |= {"student/loss": total, "student/gradient_norm": norm, "student/score_gap": loss.gap}
         metrics |= {f"student/loss_{name}": value.detach() for name, value in loss.parts.items()}
         metrics |= {f"student/pull_{name}": value for name, value in loss.pulls.items()}
-        return metrics | relative
+        return metrics | guarded
 
     def _draws(self, update: int, purpose: str) -> list[tuple[Draw, bool]]:
         """The random inputs of one update, a forward pass each, and whether it is the last."""
@@ -193,9 +199,8 @@ class DistillTask:
             len(self.rows), settings.batch * settings.accumulation, settings.seed, update, ranks.rank,
             ranks.world,
         )  # fmt: skip
-        draws = []
+        draws, last = [], int(torch.randint(len(dmd.times), (), generator=shared))
         for index, chunk in enumerate(picked.split(settings.batch)):
-            last = int(torch.randint(len(dmd.times), (), generator=shared))
             noise = torch.randn(last + 1, len(chunk), *self.shape, generator=own).to(device)
             low, high = (dmd.low, dmd.high) if purpose == "student" else (0.002, 1.0)
             t = self.schedule.draw_times(len(chunk), low, high, own).to(device)
@@ -209,15 +214,28 @@ class DistillTask:
     def _sync(self, module: nn.Module, last: bool) -> Any:
         return nullcontext() if last else self.ranks.no_sync(module)
 
-    @torch.no_grad()
     def _real_statistics(self) -> Statistics:
-        """Of real latents, and of the codes that the teacher gives them when they are hardly noised."""
-        for positions in torch.arange(min(GUARDED, len(self.rows))).split(self.settings.batch):
-            latents = self.latents.gather("latent", self.rows[positions]).to(self.ranks.device)
-            asked = self.condition.rows(positions).to(self.ranks.device)
-            t = latents.new_full((len(latents),), self.settings.dmd.low)
-            codes = self.dmd.teacher(latents, t, asked, "quantized").codes
-            self.sums.add(latents, asked.label, codes if self.settings.dmd.path == "quantized" else None)
+        """Of real latents, those of the first clips."""
+        latents = self.latents.gather("latent", self.rows[:GUARDED]).to(self.ranks.device)
+        label = self.condition.rows(slice(0, GUARDED)).to(self.ranks.device).label
+        if self.ranks.is_main:
+            self.sums.add(latents, label, None)
+        return self.sums.take()
+
+    @torch.no_grad()
+    def _starting_statistics(self, last: int) -> Statistics:
+        """Of as many answers at step ``last`` as an update has, of a student that is still its teacher."""
+        device, batch = self.ranks.device, self.settings.batch
+        draw = generator(self.settings.seed, last, self.ranks.rank, "start")
+        for index in range(self.settings.accumulation):
+            rows = batch_indices(
+                len(self.rows), batch, self.settings.seed, index, self.ranks.rank, self.ranks.world
+            )
+            noise = torch.randn(last + 1, batch, *self.shape, generator=draw).to(device)
+            condition = self.condition.rows(rows).to(device)
+            with autocast(device, self.settings.precision):
+                prediction = self.dmd.rollout(noise, condition, last).prediction
+            self.sums.add(prediction.x0, condition.label, prediction.codes)
         return self.sums.take()
 
     def _validate(self, update: int, validation: Validation) -> dict[str, float]:

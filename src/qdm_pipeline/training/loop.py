@@ -29,6 +29,10 @@ class Task(Protocol):
     log_every: int
     checkpoint_every: int
 
+    @property
+    def sound(self) -> bool:
+        """Whether a checkpoint of the present state is worth having."""
+
     def train_step(self, step: int) -> dict[str, float | Tensor]:
         """One optimizer step, counted from 0; returns metrics."""
 
@@ -73,7 +77,7 @@ def train(task: Task, run: Run, ranks: Ranks) -> None:
                 )
             tracker.log(done, {name: float(value) for name, value in values.items()})
             progress.set_postfix_str(named(values, limit=3))
-        if done % task.checkpoint_every == 0 and done < task.steps and ranks.is_main:
+        if done % task.checkpoint_every == 0 and done < task.steps and task.sound and ranks.is_main:
             checkpoint.save(run.directory, done, task.state_dict())
     tracker.close()
     if ranks.is_main:

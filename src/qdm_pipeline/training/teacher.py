@@ -78,6 +78,8 @@ class TeacherSettings:
 class TeacherTask:
     """One teacher in training; the interface is that of `training.loop.Task`."""
 
+    sound = True
+
     def __init__(self, settings: TeacherSettings, latents: ShardSet, ranks: Ranks) -> None:
         self.settings, self.latents, self.ranks = settings, latents, ranks
         self.steps, self.log_every = settings.steps, settings.log_every

@@ -56,6 +56,8 @@ class AutoencoderSettings:
 class AutoencoderTask:
     """Least squared error of the reconstruction; see `training.loop` for the protocol."""
 
+    sound = True
+
     def __init__(self, settings: AutoencoderSettings, clips: ShardSet, ranks: Ranks) -> None:
         """Start as the PCA of some training clips; `InputError` if the clips' size does not fit the model."""
         self.settings, self.clips, self.ranks = settings, clips, ranks
