@@ -39,7 +39,9 @@ def make_validation(tmp_path):
             )
             for i in range(24 + held_out)
         ]
-        clips = write_shards(tmp_path / f"clips{held_out}", samples, {"classes": ["even", "odd"]}, 100)
+        clips = write_shards(
+            tmp_path / f"clips{held_out}", samples, {"classes": ["even", "odd"], "fps": 8.0}, 100
+        )
         settings = build(ValidationSettings, KEEP | changes)
         return Validation(settings, clips, autoencoder.eval(), classifier, 0, Ranks())
 
@@ -55,15 +57,29 @@ def scored(task, scores):
     return task
 
 
-def test_figures_are_measured_and_are_the_same_again(make_distill, make_validation):
+def test_figures_are_measured_and_are_the_same_again(make_distill, make_validation, tmp_path):
     task = make_distill(make_validation(), validation=KEEP)
     metrics = task.train_step(0)
     assert {f"validation/{name}" for name in ("frechet", "accuracy", "utilization", "diversity")} <= set(
         metrics
     )
+    assert not list(tmp_path.glob("*.webp"))
     assert metrics["validation/frechet_low"] <= metrics["validation/frechet"]
     again = task._validate(1, task.validation)
     assert all(again[name] == metrics[name] for name in again)
+
+
+def test_every_role_is_shown_from_the_same_noise(make_distill, make_validation, tmp_path):
+    task = make_distill(make_validation(), validation=KEEP)
+    task.pictures = tmp_path / "pictures"
+    for step in range(2):
+        task.train_step(step)
+    names = {"teacher.webp", "student-00001.webp", "student-00002.webp", "fake_score-00001.webp"}
+    files = {file.name: file.read_bytes() for file in task.pictures.iterdir()}
+    assert names <= set(files) and files["student-00001.webp"] != files["student-00002.webp"]
+    (task.pictures / "student-00002.webp").unlink()
+    task._validate(2, task.validation)
+    assert (task.pictures / "student-00002.webp").read_bytes() == files["student-00002.webp"]
 
 
 def test_the_best_student_is_exported_also_after_a_resume(make_distill, make_validation, tmp_path):

@@ -63,7 +63,8 @@ def distill_student(run: Run, ranks: Ranks) -> None:
     if settings.dmd.regression_weight > 0:
         pairs = Pairs(inputs["teacher_pairs"].path)
     latents = ShardSet(inputs["latents"].path)
-    train(DistillTask(settings, inputs["teacher"].path, latents, ranks, validation, pairs), run, ranks)
+    teacher, pictures = inputs["teacher"].path, run.directory / "samples"
+    train(DistillTask(settings, teacher, latents, ranks, validation, pairs, pictures), run, ranks)
 
 
 def sample_model(run: Run, ranks: Ranks) -> None:

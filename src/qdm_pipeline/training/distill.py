@@ -26,11 +26,12 @@ from qdm_pipeline.training.optimizer import Ema, Optimizer, OptimizerSettings
 from qdm_pipeline.training.pairs import Pairs
 from qdm_pipeline.training.statistics import LatentSums, Statistics
 from qdm_pipeline.training.teacher import ScheduleSettings
-from qdm_pipeline.training.validation import FewSteps, Validation, ValidationSettings
+from qdm_pipeline.training.validation import How, Validation, ValidationSettings
 from qdm_pipeline.video.shards import ShardSet
 
 logger = logging.getLogger(__name__)
 
+SHOWN_STEPS = 16  # of the samples that show teacher and fake score
 GUARDED = 1024  # real latents that the student is held against
 
 
@@ -87,10 +88,11 @@ class DistillTask:
         ranks: Ranks,
         validation: Validation | None = None,
         pairs: Pairs | None = None,
+        pictures: Path | None = None,
     ) -> None:
-        """``validation`` and ``pairs`` where the settings want them."""
+        """``validation`` and ``pairs`` where the settings want them; ``pictures``: a folder for samples."""
         self.settings, self.latents, self.ranks = settings, latents, ranks
-        self.validation, self.pairs = validation, pairs
+        self.validation, self.pairs, self.pictures = validation, pairs, pictures
         self.steps, self.log_every = settings.steps, settings.log_every
         self.checkpoint_every = settings.checkpoint_every
         model, stored = load_predictor(teacher)
@@ -239,13 +241,11 @@ class DistillTask:
         return self.sums.take()
 
     def _validate(self, update: int, validation: Validation) -> dict[str, float]:
+        """Metrics of the averaged student; keeps it if it is the best, and shows what every role makes."""
         averaged = QuantizedDiffusionPredictor(self.config).to(self.ranks.device).eval()
         averaged.load_state_dict(self.ema.weights(self.dmd.student))
-        dmd = self.settings.dmd
-        how = FewSteps(
-            few_step_sampler(dmd), dmd.times, sampled_path(dmd), self.schedule, self.settings.precision
-        )
-        metrics = validation(averaged, self.condition.rows(validation.positions), how, self.shape)
+        condition = self.condition.rows(validation.positions)
+        metrics = validation(averaged, condition, self._how("student"), self.shape)
         keep = validation.settings.keep
         if keep != "last":
             score = metrics[f"validation/{keep}"] * (-1 if keep == "accuracy" else 1)
@@ -253,7 +253,20 @@ class DistillTask:
                 weights = {name: value.cpu().clone() for name, value in averaged.state_dict().items()}
                 self.best = Best(score, update, weights)
             metrics["validation/best_update"] = float(self.best.update)
+        if self.pictures is not None and self.ranks.is_main:
+            models = {"student": averaged, "fake_score": self.dmd.fake_score, "teacher": self.dmd.teacher}
+            for role, model in models.items():
+                file = self.pictures / (f"{role}.webp" if role == "teacher" else f"{role}-{update:05d}.webp")
+                if not file.exists():
+                    validation.show(file, model, condition, self._how(role), self.shape)
         return metrics
+
+    def _how(self, role: str) -> How:
+        dmd, schedule, precision = self.settings.dmd, self.schedule, self.settings.precision
+        if role == "student":
+            return How(few_step_sampler(dmd), dmd.times, sampled_path(dmd), 1.0, schedule, precision)
+        guidance = dmd.guidance if role == "teacher" else 1.0
+        return How(ddim, schedule.spaced(SHOWN_STEPS), "continuous", guidance, schedule, precision)
 
     def state_dict(self) -> dict[str, Any]:
         """Student, critic, their optimizers, EMA, best student; the teacher stands in the run's inputs."""

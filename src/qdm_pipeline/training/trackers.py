@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import time
+from pathlib import Path
 from typing import Any, TextIO
 
 from qdm_pipeline.ranks import Ranks
@@ -54,12 +55,13 @@ def open_tracker(run: Run, ranks: Ranks) -> Tracker:
 
 
 class _MLflow:
-    """Buffered metrics for one MLflow run; a failure to deliver is said once and never ends the job."""
+    """Metrics, buffered, and pictures for one MLflow run; failure to deliver is said once and ends no job."""
 
     def __init__(self, client: Any, run_id: str, run: Run) -> None:
         self._client, self._run_id, self._prefix = client, run_id, run.kind
         self._buffer: list[Any] = []
         self._flushed, self._broken = time.monotonic(), False
+        self._pictures, self._sent = run.directory / "samples", set[Path]()
         for row in run.metrics():
             self.log(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
 
@@ -95,6 +97,9 @@ class _MLflow:
         try:
             for first in range(0, len(batch), BATCH):
                 self._client.log_batch(self._run_id, metrics=batch[first : first + BATCH])
+            for picture in sorted(set(self._pictures.glob("*.webp")) - self._sent):
+                self._client.log_artifact(self._run_id, str(picture), f"{self._prefix}/samples")
+                self._sent.add(picture)
         except Exception as error:
             logger.warning("MLflow does not take metrics (%s); %s goes on without it", error, self._prefix)
             self._broken = True

@@ -1,5 +1,7 @@
 """What a student is worth while it is being distilled: its samples against validation clips."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
@@ -15,16 +17,18 @@ from qdm_pipeline.evaluation.frechet import frechet_with_interval
 from qdm_pipeline.evaluation.judge import Judge
 from qdm_pipeline.evaluation.readers import clip_reader
 from qdm_pipeline.models.precision import Precision, autocast
-from qdm_pipeline.models.predictor import Condition, Path, QuantizedDiffusionPredictor
+from qdm_pipeline.models.predictor import Condition, QuantizedDiffusionPredictor
 from qdm_pipeline.randomness import generator
 from qdm_pipeline.ranks import Ranks
 from qdm_pipeline.training.denoiser import GuidedDenoiser
 from qdm_pipeline.training.statistics import LatentSums
 from qdm_pipeline.video.autoencoder import CausalVideoAutoencoder, to_uint8
+from qdm_pipeline.video.media import write_animation
 from qdm_pipeline.video.shards import ShardSet
 
 BATCH = 50
 BLOCKS = 10
+SHOWN, COLUMNS = 20, 10  # samples in a picture
 
 
 @settings
@@ -41,12 +45,13 @@ class ValidationSettings:
             require(found >= least, f"{name}: found {found}, must be at least {least}")
 
 
-class FewSteps(NamedTuple):
-    """How a student samples."""
+class How(NamedTuple):
+    """How a model is sampled."""
 
     sampler: Sampler
-    times: tuple[float, ...]
-    path: Path
+    times: Sequence[float]
+    path: Literal["continuous", "quantized"]
+    guidance: float
     schedule: Schedule
     precision: Precision
 
@@ -74,27 +79,24 @@ class Validation:
         # Asked for is what the first train clips show: captions of others may have words that are new.
         asked = clips.rows("train")[: settings.samples]
         self.positions = torch.arange(len(asked))  # in the train split
-        self.autoencoder = autoencoder.to(ranks.device)
+        self.autoencoder, self.fps = autoencoder.to(ranks.device), round(clips.manifest["fps"])
         self.judge = Judge(classifier.to(ranks.device), BATCH, BLOCKS, seed, ranks)
         labels = labels_of(clips)
         self.labels = labels[asked]
         self.reference = self.judge.tally(clip_reader(clips, rows), labels[rows])
 
     def __call__(
-        self, model: QuantizedDiffusionPredictor, condition: Condition, how: FewSteps, shape: list[int]
+        self, model: QuantizedDiffusionPredictor, condition: Condition, how: How, shape: list[int]
     ) -> dict[str, float]:
         """Metrics of ``model`` asked for the ``condition`` of the train clips at `positions`; all ranks."""
         sums = LatentSums(model.config, shape, self.ranks)
 
         def read(positions: Tensor) -> Tensor:
-            draw = generator(self.seed, int(positions[0]), 0, "validation")
-            noise = torch.randn(len(positions), *shape, generator=draw).to(self.ranks.device)
-            asked = condition.rows(positions).to(self.ranks.device)
-            denoiser = GuidedDenoiser(model, asked, 1.0, how.path)
-            with torch.inference_mode(), autocast(self.ranks.device, how.precision):
-                latents = how.sampler(denoiser, noise, how.times, how.schedule, draw)
-                sums.add(latents, asked.label, denoiser.tokens()["codes"].to(self.ranks.device))
-                return to_uint8(self.autoencoder.decode(latents.float())).cpu()
+            asked = condition.rows(positions)
+            latents, codes = self._sample(model, asked, positions, how, shape)
+            label = None if asked.label is None else asked.label.to(self.ranks.device)
+            sums.add(latents, label, codes)
+            return self._decode(latents)
 
         tally = self.judge.tally(read, self.labels)
         distance = frechet_with_interval(tally.blocks, self.reference.blocks)
@@ -111,3 +113,32 @@ class Validation:
             "perplexity": found.perplexity,
         }
         return {f"validation/{name}": value for name, value in metrics.items() if value is not None}
+
+    def show(
+        self, file: Path, model: QuantizedDiffusionPredictor, condition: Condition, how: How, shape: list[int]
+    ) -> None:
+        """Write an animation of the first samples that ``model`` makes, always from the same noise."""
+        positions = self.positions[:SHOWN]
+        latents, _ = self._sample(model, condition.rows(positions), positions, how, shape)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_animation(file, self._decode(latents), COLUMNS, self.fps, scale=2)
+
+    @torch.inference_mode()
+    def _sample(
+        self,
+        model: QuantizedDiffusionPredictor,
+        condition: Condition,
+        positions: Tensor,
+        how: How,
+        shape: list[int],
+    ) -> tuple[Tensor, Tensor]:
+        draw = generator(self.seed, int(positions[0]), 0, "validation")
+        noise = torch.randn(len(positions), *shape, generator=draw).to(self.ranks.device)
+        denoiser = GuidedDenoiser(model, condition.to(self.ranks.device), how.guidance, how.path)
+        with autocast(self.ranks.device, how.precision):
+            latents = how.sampler(denoiser, noise, how.times, how.schedule, draw)
+            return latents.float(), denoiser.tokens()["codes"].to(self.ranks.device)
+
+    @torch.inference_mode()
+    def _decode(self, latents: Tensor) -> Tensor:
+        return to_uint8(self.autoencoder.decode(latents)).cpu()

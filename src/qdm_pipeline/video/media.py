@@ -37,12 +37,20 @@ def write_grid(directory: Path, name: str, videos: Tensor, columns: int, fps: in
 
     Makes ``name``.webp and ``name``.gif (animated, looping) and ``name``.png (the middle frames).
     """
-    images = [Image.fromarray(frame.numpy()) for frame in _tile(videos, columns, scale)]
-    first, rest = images[0], images[1:]
-    timing: dict[str, Any] = {"append_images": rest, "duration": round(1000 / fps), "loop": 0}
-    first.save(directory / f"{name}.webp", save_all=True, lossless=True, **timing)
-    first.save(directory / f"{name}.gif", save_all=True, **timing)
+    images = write_animation(directory / f"{name}.webp", videos, columns, fps, scale)
+    images[0].save(directory / f"{name}.gif", save_all=True, **_timing(images, fps))
     images[len(images) // 2].save(directory / f"{name}.png")
+
+
+def write_animation(file: Path, videos: Tensor, columns: int, fps: int, scale: int) -> list[Image.Image]:
+    """Write a looping WebP of ``videos`` as in `write_grid`; returns its frames."""
+    images = [Image.fromarray(frame.numpy()) for frame in _tile(videos, columns, scale)]
+    images[0].save(file, save_all=True, lossless=True, **_timing(images, fps))
+    return images
+
+
+def _timing(images: list[Image.Image], fps: int) -> dict[str, Any]:
+    return {"append_images": images[1:], "duration": round(1000 / fps), "loop": 0}
 
 
 def _tile(videos: Tensor, columns: int, scale: int) -> Tensor:
