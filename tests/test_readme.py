@@ -9,6 +9,7 @@ from kedro.framework.project import configure_project, pipelines
 
 ROOT = Path(__file__).parents[1]
 READMES = ["README.md", "README.zh-CN.md"]
+PAGES = [*READMES, "docs/distillation.md"]
 
 
 @pytest.mark.parametrize("readme", READMES)
@@ -33,17 +34,31 @@ def test_commands_exist(readme: str) -> None:
     assert {"demo", "test"} <= targets and all(f"\n{target}:" in makefile for target in targets)
 
 
-@pytest.mark.parametrize("readme", READMES)
-def test_parameters_named_on_the_command_line_exist(readme: str) -> None:
+@pytest.mark.parametrize("page", PAGES)
+def test_parameters_named_on_the_command_line_exist(page: str) -> None:
     parameters: dict[str, object] = {}
     for file in (ROOT / "conf/base").glob("parameters*.yml"):
         parameters |= yaml.safe_load(file.read_text())
-    for change in re.findall(r"--params (\S+?)`", (ROOT / readme).read_text()):
-        for key in (pair.split("=")[0].split(".") for pair in change.split(",")):
-            value: object = parameters
-            for name in key:
-                assert isinstance(value, dict) and name in value, key
-                value = value[name]
+    text = (ROOT / page).read_text()
+    keys = [
+        pair.split("=")[0] for change in re.findall(r"--params (\S+?)`", text) for pair in change.split(",")
+    ]
+    for command in re.findall(r"kedro sweep (.+?)(?:`|$)", text, re.MULTILINE):
+        axes = [word.strip('"') for word in command.split() if "=" in word]
+        keys += [key for axis in axes for key in axis.split("=")[0].split("+")]
+    assert keys
+    for key in keys:
+        value: object = parameters
+        for name in key.split("."):
+            assert isinstance(value, dict) and name in value, key
+            value = value[name]
+
+
+def test_every_option_of_a_distillation_is_explained() -> None:
+    text = (ROOT / "docs/distillation.md").read_text()
+    settings = yaml.safe_load((ROOT / "conf/base/parameters_train.yml").read_text())["distill"]
+    names = [*settings["dmd"], *settings["dmd"]["gan"], *settings["guard"], *settings["validation"]]
+    assert not [name for name in names if name not in text]
 
 
 def test_both_languages_have_the_same_sections_and_commands() -> None:
