@@ -124,6 +124,23 @@ def test_what_a_model_does_not_know_is_named(sample, make_teacher, latents):
         conditions.from_captions(["a red red dot"], config)
 
 
+@pytest.mark.parametrize("what", ["sampler", "path"])
+def test_null_is_what_a_student_was_distilled_for_and_a_teacher_has_none(
+    sample, make_teacher, tmp_path, what
+):
+    (_, named), (_, own) = sample(), sample(**{what: None})
+    assert torch.equal(named["latents"], own["latents"])
+    settings = build(sampling.SamplingSettings, SETTINGS | {what: None})
+    choose = {"sampler": sampling.chosen_sampler, "path": sampling.chosen_path}[what]
+    with pytest.raises(InputError, match=f"student: {what} is null, but this model has none of its own"):
+        choose(settings, {})
+
+
+def test_noise_is_kept_where_pairs_are_wanted(sample):
+    _, kept = sample(keep_noise=True)
+    assert kept["noise"].shape == kept["latents"].shape and "noise" not in sample()[1]
+
+
 def test_a_teacher_has_no_step_list_of_its_own():
     settings = build(sampling.SamplingSettings, SETTINGS)
     with pytest.raises(InputError, match="steps is null"):

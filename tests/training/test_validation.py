@@ -98,6 +98,9 @@ def test_the_best_student_is_exported_also_after_a_resume(make_distill, make_val
     assert resumed.export(tmp_path / "out")["update"] == 2
     model, config = load_predictor(tmp_path / "out")
     assert config["sampler"] == "renoise"
+    average = resumed.ema.weights(resumed.dmd.student)
+    last, _ = load_predictor(tmp_path / "out/last")
+    assert all(torch.equal(value, average[name]) for name, value in last.state_dict().items())
     assert all(torch.equal(value, best[name]) for name, value in model.state_dict().items())
 
 

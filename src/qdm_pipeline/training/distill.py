@@ -291,18 +291,27 @@ class DistillTask:
         self.guard.broken = state["broken"]
 
     def export(self, directory: Path) -> dict[str, Any]:
-        """Write the averaged student, the best or the last as the settings say, its step list and path."""
-        dmd, weights, update = self.settings.dmd, self.ema.weights(self.dmd.student), self.steps
+        """Write the averaged student, its step list, sampler and path.
+
+        Where the best is kept, that of the last update stands beside it in ``last``.
+        """
+        weights, update = self.ema.weights(self.dmd.student), self.steps
         if self.best is not None:
+            (directory / "last").mkdir(exist_ok=True)
+            self._save(directory / "last", weights)
             weights, update = self.best.weights, self.best.update
-            logger.info("student: keeping that of update %d of %d", update, self.steps)
+            logger.info("student: that of update %d of %d is the best", update, self.steps)
+        self._save(directory, weights)
+        parameters = sum(p.numel() for p in self.dmd.student.parameters())
+        return {"parameters": parameters, "steps": self.steps, "update": update}
+
+    def _save(self, directory: Path, weights: dict[str, Tensor]) -> None:
+        dmd = self.settings.dmd
         save_predictor(
             directory, self.config, weights, self.schedule_settings, latent_shape=self.shape,
             times=list(dmd.times), path=sampled_path(dmd),
             sampler="ddim" if dmd.renoising == "kept" else "renoise",
         )  # fmt: skip
-        parameters = sum(p.numel() for p in self.dmd.student.parameters())
-        return {"parameters": parameters, "steps": self.steps, "update": update}
 
 
 def few_step_sampler(dmd: DmdSettings) -> Sampler:

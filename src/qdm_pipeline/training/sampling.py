@@ -1,7 +1,7 @@
 """Sampling a finished model on all ranks: latents, token ids, videos to look at."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -40,7 +40,7 @@ class SamplingSettings:
     high: float
     eta: float  # of DDIM: 0 deterministic, 1 ancestral
     guidance: float  # see diffusion.guidance
-    path: Literal["continuous", "quantized"]
+    path: Literal["continuous", "quantized"] | None  # null: the one that the student answers through
     asked: tuple[str, ...] | None  # class names or captions, taken in turn; null: all classes, or nothing
     count: int
     batch: int
@@ -85,17 +85,26 @@ def sampling_times(settings: SamplingSettings, schedule: Schedule, config: dict[
 
 
 def chosen_sampler(settings: SamplingSettings, config: dict[str, Any]) -> Sampler:
-    """The sampler by name; `InputError` if a model is to choose that has no sampler of its own."""
+    """The sampler by name, the model's own if none is named."""
     samplers: dict[str, Sampler] = {
         "ddim": partial(ddim, eta=settings.eta), "dpm_solver": dpm_solver, "renoise": renoise,
     }  # fmt: skip
-    name = settings.sampler or config.get("sampler")
-    if name is None:
+    return samplers[_own(settings, config, "sampler", samplers)]
+
+
+def chosen_path(settings: SamplingSettings, config: dict[str, Any]) -> Any:
+    """The path by name, the model's own if none is named."""
+    return _own(settings, config, "path", ("continuous", "quantized"))
+
+
+def _own(settings: SamplingSettings, config: dict[str, Any], what: str, allowed: Iterable[str]) -> Any:
+    """A setting, or, where it is null, what the student was distilled for; `InputError` if there is none."""
+    if getattr(settings, what) is None and what not in config:
         raise InputError(
-            f"{settings.name}: sampler is null, but this model has none of its own; name one of "
-            f"{sorted(samplers)}"
+            f"{settings.name}: {what} is null, but this model has none of its own; name one of "
+            f"{list(allowed)}"
         )
-    return samplers[name]
+    return getattr(settings, what) or config[what]
 
 
 def asked_condition(settings: SamplingSettings, config: PredictorConfig) -> Condition:
@@ -130,7 +139,7 @@ def sample(run: Run, ranks: Ranks) -> None:
     schedule_settings = ScheduleSettings(**config["schedule"])
     schedule = Schedule(schedule_settings.name, schedule_settings.shift)
     times = sampling_times(settings, schedule, config)
-    sampler = chosen_sampler(settings, config)
+    sampler, path = chosen_sampler(settings, config), chosen_path(settings, config)
     condition = asked_condition(settings, model.config)
     batches = torch.arange(settings.count).split(settings.batch)
     mine = range(ranks.rank, len(batches), ranks.world)
@@ -138,7 +147,7 @@ def sample(run: Run, ranks: Ranks) -> None:
     started = time.perf_counter()
     for index in tqdm(mine, settings.name, unit="batch", disable=not ranks.is_main, dynamic_ncols=True):
         asked = condition.rows(batches[index]).to(ranks.device)
-        denoiser = GuidedDenoiser(model, asked, settings.guidance, settings.path)
+        denoiser = GuidedDenoiser(model, asked, settings.guidance, path)
         draw = generator(settings.seed, index, 0, "sampling")
         noise = torch.randn(len(batches[index]), *config["latent_shape"], generator=draw).to(ranks.device)
         with torch.inference_mode(), autocast(ranks.device, settings.precision):
@@ -156,7 +165,7 @@ def sample(run: Run, ranks: Ranks) -> None:
         _write(run.directory, settings, tensors, autoencoder)
         calls = 1 if settings.guidance == 1 else 2
         metadata = {
-            "name": settings.name, "path": settings.path, "guidance": settings.guidance, "steps": len(times),
+            "name": settings.name, "path": path, "guidance": settings.guidance, "steps": len(times),
             "nfe": len(times) * calls, "count": settings.count, "seconds_per_clip": total / settings.count,
             "codebook_size": model.config.size.quantizer.codebook_size, "classes": list(model.config.classes),
             "parameters": sum(p.numel() for p in model.parameters()),
