@@ -1,6 +1,5 @@
 """The adversarial half of DMD2: is a latent real, judged by what the fake score sees in it."""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -8,7 +7,8 @@ class Discriminator(nn.Module):
     """A logit for every latent position from the fake score's features there (DMD2, arXiv:2405.14867, 4.3).
 
     The features have seen the whole clip, its time and its condition; a decision at every position is more
-    to learn from than one a clip.
+    to learn from than one a clip. They are not normalised: how large they are is how much contrast an answer
+    has, the first thing to judge.
     """
 
     def __init__(self, embedding_dim: int, width: int) -> None:
@@ -17,5 +17,5 @@ class Discriminator(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Features [B, T, H, W, E] -> logits [B, T * H * W], above 0 for real."""
-        logits: Tensor = self.layers(F.layer_norm(features, features.shape[-1:]))
+        logits: Tensor = self.layers(features)
         return logits.flatten(1)
