@@ -107,7 +107,7 @@ def test_the_adversarial_pull_is_the_gradient_of_the_adversarial_loss(make, draw
     answer = plain.rollout(one.noise, one.condition, 0).prediction.x0  # ... and the adversarial one by itself
     x_t = plain.schedule.add_noise(answer, one.renoise[0], one.t)
     features = plain.fake_score.features(x_t, one.t, one.condition)
-    (2.0 * nn.functional.softplus(-dmd.discriminator(features)).mean()).backward()
+    (2.0 * nn.functional.softplus(-dmd.discriminator(features, 0)).mean()).backward()
     for a, b in zip(dmd.student.parameters(), plain.student.parameters(), strict=True):
         assert torch.allclose(a.grad, b.grad, atol=1e-6, rtol=1e-4)
 

@@ -30,9 +30,15 @@ class Critic(nn.Module):
         self.denoising, self.discriminator, self.gan = denoising, discriminator, gan
 
     def forward(
-        self, made: Tensor, noise: Tensor, t: Tensor, condition: Condition, real: Tensor | None = None
+        self,
+        made: Tensor,
+        step: int,
+        noise: Tensor,
+        t: Tensor,
+        condition: Condition,
+        real: Tensor | None = None,
     ) -> CriticLoss:
-        """Losses for the student's answers ``made`` and real latents [B, C, T, H, W] of the same condition.
+        """Losses for answers ``made`` at a step and real latents [B, C, T, H, W] of the same condition.
 
         ``noise`` is [1, B, C, T, H, W]; with a discriminator [3, ...]: for made, for real, for R1.
         """
@@ -41,15 +47,15 @@ class Critic(nn.Module):
         if self.discriminator is None:
             return CriticLoss(denoising, denoising)
         assert real is not None
-        made_logits = self.discriminator(features)
-        real_logits = self.discriminator(self.denoising.features(real, noise[1], t, condition))
+        made_logits = self.discriminator(features, step)
+        real_logits = self.discriminator(self.denoising.features(real, noise[1], t, condition), step)
         loss = discriminator_loss(real_logits, made_logits)
         total, r1 = denoising + self.gan.critic_weight * loss, None
         if self.gan.r1_weight > 0:
             # R1 without a second derivative: how much noise on a real latent moves its logits
             # (Lin et al. 2025, arXiv:2501.08316, eq. 3).
             shaken = real + self.gan.r1_deviation * noise[2]
-            shaken_logits = self.discriminator(self.denoising.features(shaken, noise[1], t, condition))
+            shaken_logits = self.discriminator(self.denoising.features(shaken, noise[1], t, condition), step)
             r1 = (shaken_logits - real_logits).square().mean()
             total = total + self.gan.critic_weight * self.gan.r1_weight * r1
         with torch.no_grad():

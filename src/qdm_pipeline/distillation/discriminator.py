@@ -8,14 +8,15 @@ class Discriminator(nn.Module):
 
     The features have seen the whole clip, its time and its condition; a decision at every position is more
     to learn from than one a clip. They are not normalised: how large they are is how much contrast an answer
-    has, the first thing to judge.
+    has, the first thing to judge. Each of the student's steps has logits of its own: early answers are so
+    plain that one judge for all would learn that contrast is real, and drive the late ones beyond it.
     """
 
-    def __init__(self, embedding_dim: int, width: int) -> None:
+    def __init__(self, embedding_dim: int, width: int, steps: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(embedding_dim, width), nn.SiLU(), nn.Linear(width, 1))
+        self.layers = nn.Sequential(nn.Linear(embedding_dim, width), nn.SiLU(), nn.Linear(width, steps))
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Features [B, T, H, W, E] -> logits [B, T * H * W], above 0 for real."""
-        logits: Tensor = self.layers(features)
+    def forward(self, features: Tensor, step: int) -> Tensor:
+        """Features [B, T, H, W, E] -> logits [B, T * H * W]: above 0 real, below an answer at ``step``."""
+        logits: Tensor = self.layers(features)[..., step]
         return logits.flatten(1)

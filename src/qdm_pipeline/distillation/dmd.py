@@ -66,8 +66,10 @@ class QuantizedDiffusionDMD(nn.Module):
             student.quantizer.learn_codebook()
         self._leave_out_what_no_loss_reaches()
         gan = settings.gan
-        judged = gan.student_weight > 0
-        self.discriminator = Discriminator(teacher.config.size.embedding_dim, gan.width) if judged else None
+        self.discriminator = None
+        if gan.student_weight > 0:
+            dim, steps = teacher.config.size.embedding_dim, len(settings.times)
+            self.discriminator = Discriminator(dim, gan.width, steps)
         denoising = Denoising(fake, schedule, settings.weight_limit, 0.0, 0.0)
         self.rollout: nn.Module = Rollout(student, schedule, settings)
         self.critic: nn.Module = Critic(denoising, self.discriminator, gan)
@@ -119,7 +121,9 @@ class QuantizedDiffusionDMD(nn.Module):
             answer: Answer = self.rollout(
                 draw.noise, draw.condition, draw.last, None if simulated else draw.real
             )
-        loss: CriticLoss = self.critic(answer.prediction.x0, draw.renoise, draw.t, draw.condition, draw.real)
+        loss: CriticLoss = self.critic(
+            answer.prediction.x0, draw.last, draw.renoise, draw.t, draw.condition, draw.real
+        )
         return loss
 
     def real_score(self, x_t: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
@@ -141,7 +145,7 @@ class QuantizedDiffusionDMD(nn.Module):
         with torch.enable_grad():
             x_t = x_t.requires_grad_()
             features = self.fake_score.features(x_t, draw.t, draw.condition).float()
-            loss = generator_loss(self.discriminator(features))
+            loss = generator_loss(self.discriminator(features, draw.last))
             (gradient,) = torch.autograd.grad(loss, x_t)
         alpha, _ = self.schedule.coefficients(draw.t, x_t)
         return features.detach(), loss.detach(), (alpha * gradient).float()
