@@ -135,7 +135,19 @@ def summary(results: Sequence[Result]) -> list[dict[str, Any]]:
         values = {column: [row[column] for row in rows if row.get(column) is not None] for column in COLUMNS}
         found = {column: (mean(each), min(each), max(each)) for column, each in values.items() if each}
         made.append({"name": name, "point": point, "runs": len(rows), **found})
-    return made
+    return sorted(_once(made), key=lambda row: str(row["name"]))
+
+
+def _once(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of samples that no parameter of the grid changed, only once."""
+    kept: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        figures = {key: value for key, value in row.items() if key not in ("point", "runs")}
+        if (same := kept.get(json.dumps(figures))) is None:
+            kept[json.dumps(figures)] = row
+        else:
+            same["point"], same["runs"] = "all", same["runs"] + row["runs"]
+    return list(kept.values())
 
 
 def table(results: Sequence[Result]) -> str:
