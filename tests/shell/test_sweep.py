@@ -44,7 +44,8 @@ def test_runs_that_differ_in_seeds_are_averaged() -> None:
     results = [result(0, 8, 10.0), result(1, 8, 14.0), result(0, 16, 7.0)]
     results.append(sweeps.Result({"d.seed": 1, "d.width": 16}, "DivergenceError: collapse", []))
     teacher = {"name": "teacher", "nfe": 64, "frechet": 50.0}
-    results = [sweeps.Result(each.point, None, [*each.rows, teacher]) for each in results]
+    for each in results[:3]:
+        each.rows.append(teacher)
     first, second, same = sweeps.summary(results)
     assert same == {"name": "teacher", "point": "all", "runs": 3, "nfe": (64,) * 3, "frechet": (50.0,) * 3}
     assert first["runs"] == 2 and first["frechet"] == (12.0, 10.0, 14.0)
