@@ -7,6 +7,7 @@ shape of codebook a quantizer is fitted to its features. `ours` is what is read 
 
 import math
 import sys
+from functools import reduce
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from qdm_pipeline.diffusion.sampler import ddim
 from qdm_pipeline.diffusion.schedule import Schedule
 from qdm_pipeline.evaluation.evaluate import labels_of
 from qdm_pipeline.evaluation.features import load_classifier
-from qdm_pipeline.evaluation.frechet import frechet_distance
+from qdm_pipeline.evaluation.frechet import Moments, frechet_distance
 from qdm_pipeline.evaluation.judge import Judge, Tally
 from qdm_pipeline.evaluation.readers import clip_reader, latent_reader
 from qdm_pipeline.files import read_json
@@ -37,7 +38,7 @@ SHAPES = (  # groups, codes, numbers a code
     (1, 512, 16), (1, 4096, 16), (1, 16384, 16), (1, 4096, 8), (2, 512, 8), (4, 64, 4), (4, 512, 4),
     (4, 4096, 4), (8, 16, 2), (8, 64, 2), (8, 512, 2), (8, 512, 4), (16, 8, 1), (16, 32, 1),
 )  # fmt: skip
-STEPS, BATCH, SAMPLES, GUIDANCE = 400, 64, 1000, 2.5
+STEPS, LESSONS, BATCH, SAMPLES, GUIDANCE = 400, 64, 64, 1000, 2.5  # lessons: batches, gone through in turn
 
 
 def artefact(folder: str, name: str) -> Path:
@@ -61,6 +62,7 @@ class Bench:
         self.reference = self.judge.tally(clip_reader(clips, test), labels_of(clips)[test])
         self.asked = self.condition.rows(torch.arange(SAMPLES))
         self.features = torch.cat([self._sample(part) for part in torch.arange(SAMPLES).split(100)])
+        self.lessons = [self.noised(step, 0.02, 1.0)[1] for step in range(LESSONS)]
 
     @torch.inference_mode()
     def _sample(self, positions: Tensor) -> Tensor:
@@ -92,7 +94,7 @@ class Bench:
         for step in range(STEPS):
             for group in optimizer.param_groups:
                 group["lr"] = 3e-3 * 0.5 * (1 + math.cos(math.pi * step / STEPS))
-            _, features = self.noised(step, 0.02, 1.0)
+            features = self.lessons[step % LESSONS]
             quantized = quantizer(features, collect=True)
             target = self.model.read(features, "continuous").x0
             loss = F.mse_loss(read(self.model, quantized.output), target) + 0.25 * quantized.commitment
@@ -106,16 +108,8 @@ class Bench:
         """Distance and accuracy of samples."""
         assert self.asked.label is not None
         tally: Tally = self.judge.tally(latent_reader(latents, self.autoencoder), self.asked.label)
-        whole = [sum_of(each.blocks) for each in (tally, self.reference)]
-        return frechet_distance(*whole), tally.accuracy or 0.0
-
-
-def sum_of(blocks):  # type: ignore[no-untyped-def]
-    """Moments of all blocks together."""
-    first, *others = blocks
-    for other in others:
-        first = first.merge(other)
-    return first
+        ours, real = (reduce(Moments.merge, each.blocks) for each in (tally, self.reference))
+        return frechet_distance(ours, real), tally.accuracy or 0.0
 
 
 def read(model: QuantizedDiffusionPredictor, embedding: Tensor) -> Tensor:
