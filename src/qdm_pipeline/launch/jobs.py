@@ -1,5 +1,6 @@
 """What a worker can do: every kind of job, by name. Each imports only what it needs."""
 
+import logging
 from collections.abc import Callable
 
 from qdm_pipeline.configuration import build
@@ -7,6 +8,8 @@ from qdm_pipeline.files import digest_file, write_json
 from qdm_pipeline.ranks import Ranks
 from qdm_pipeline.run import Run
 from qdm_pipeline.video.shards import ShardSet
+
+logger = logging.getLogger(__name__)
 
 
 def train_autoencoder(run: Run, ranks: Ranks) -> None:
@@ -51,15 +54,22 @@ def distill_student(run: Run, ranks: Ranks) -> None:
     from qdm_pipeline.training.distill import DistillSettings, DistillTask
     from qdm_pipeline.training.loop import train
     from qdm_pipeline.training.pairs import Pairs
-    from qdm_pipeline.training.validation import Validation
+    from qdm_pipeline.training.validation import LEAST, Validation
     from qdm_pipeline.video.autoencoder import load_autoencoder
 
     settings, inputs = build(DistillSettings, run.settings), run.inputs
     validation = pairs = None
     if settings.validation is not None:
-        clips, autoencoder = ShardSet(inputs["clips"].path), load_autoencoder(inputs["autoencoder"].path)
-        classifier = load_classifier(inputs["classifier"].path)
-        validation = Validation(settings.validation, clips, autoencoder, classifier, settings.seed, ranks)
+        clips = ShardSet(inputs["clips"].path)
+        if (found := len(clips.rows("validation"))) >= LEAST:
+            autoencoder = load_autoencoder(inputs["autoencoder"].path)
+            classifier = load_classifier(inputs["classifier"].path)
+            validation = Validation(settings.validation, clips, autoencoder, classifier, settings.seed, ranks)
+        elif ranks.is_main:
+            logger.warning(
+                "student: %d clips in the split 'validation' are too few to judge it by (%d are needed): "
+                "it is trained unjudged and the last one is kept", found, LEAST,
+            )  # fmt: skip
     if settings.dmd.regression_weight > 0:
         pairs = Pairs(inputs["teacher_pairs"].path)
     latents = ShardSet(inputs["latents"].path)
