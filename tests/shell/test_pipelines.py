@@ -39,3 +39,9 @@ def test_everything_that_passes_between_nodes_is_in_the_catalog() -> None:
 def test_the_default_parameters_are_valid_and_all_used() -> None:
     types = hints(register_pipelines())
     assert set(typed_parameters(loader()["parameters"], types, lambda key: "conf/base")) == set(types)
+
+
+def test_the_step_of_a_distillation_is_drawn_on_its_node() -> None:
+    nodes = {node.name: node for node in register_pipelines()["distill"].nodes}
+    preview = nodes["train.distill_student"].preview()
+    assert preview is not None and preview.to_dict()["content"].startswith("flowchart LR")
