@@ -111,17 +111,25 @@ def make_teacher(latents):
 
 
 @pytest.fixture
-def make_distill(latents, make_teacher, tmp_path):
+def distill_settings():
+    """Plain settings of a distillation with some of those of its loss changed."""
+
+    def make(dmd, guard=None, **changes):
+        loss = DMD | dmd | {"gan": GAN | dmd.get("gan", {})}
+        return DISTILL | {"dmd": loss, "guard": GUARD | (guard or {})} | changes
+
+    return make
+
+
+@pytest.fixture
+def make_distill(latents, make_teacher, distill_settings, tmp_path):
     exported = tmp_path / "teacher"
     exported.mkdir()
     make_teacher().export(exported)
 
     def make(judge=None, pairs=None, dmd=None, guard=None, gan=None, **changes):
-        settings = DISTILL | {
-            "dmd": DMD | {"gan": GAN | (gan or {})} | (dmd or {}),
-            "guard": GUARD | (guard or {}),
-        }
-        settings = build(DistillSettings, settings | changes)
+        loss = (dmd or {}) | ({} if gan is None else {"gan": gan})
+        settings = build(DistillSettings, distill_settings(loss, guard, **changes))
         return DistillTask(settings, exported, latents, Ranks(), judge, pairs)
 
     return make

@@ -165,5 +165,5 @@ def test_only_a_vector_quantizer_has_distances(make_distill, monkeypatch, wrong)
         return model, config
 
     monkeypatch.setattr(distill, "load_predictor", other_kind)
-    with pytest.raises(InputError, match="a quantizer of kind 'fsq' takes"):
+    with pytest.raises(InputError, match="but kind 'fsq' of a quantizer takes"):
         make_distill(dmd=wrong)

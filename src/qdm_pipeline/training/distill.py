@@ -100,8 +100,8 @@ class DistillTask:
         kind, dmd = self.config.size.quantizer.kind, settings.dmd
         if kind != "vq" and (dmd.codebook != "still" or dmd.matching != "latents" or dmd.path == "soft"):
             raise InputError(
-                f"distill.dmd: codebook {dmd.codebook!r}, matching {dmd.matching!r}, path {dmd.path!r} found "
-                f"a quantizer of kind {kind!r} takes 'still', 'latents' and 'quantized' or 'continuous' only"
+                f"distill.dmd: found {dmd.codebook!r}, {dmd.matching!r}, {dmd.path!r} (codebook, matching, path), "
+                f"but kind {kind!r} of a quantizer takes 'still', 'latents' and 'quantized' or 'continuous'"
             )
         self.schedule = Schedule(self.schedule_settings.name, self.schedule_settings.shift)
         self.shape = latents.manifest["fields"]["latent"]["shape"]
@@ -166,12 +166,13 @@ class DistillTask:
     def _student_update(self, step: int) -> dict[str, float | Tensor]:
         settings, share = self.settings, 1 / self.settings.accumulation
         total = torch.zeros((), device=self.ranks.device)
-        for draw, last in self._draws(step, "student"):
+        for index, (draw, last) in enumerate(self._draws(step, "student")):
             with self._sync(self.wrapped_student, last), autocast(self.ranks.device, settings.precision):
                 loss = self.dmd.student_loss(draw)
                 descended = loss.total
                 if self.pairs is not None:
-                    pair = self.pairs.draw(len(draw.t), settings.seed, step, self.ranks)
+                    turn = step * settings.accumulation + index
+                    pair = self.pairs.draw(len(draw.t), settings.seed, turn, self.ranks)
                     loss.parts["regression"] = self.dmd.regression_loss(*pair)
                     descended = descended + settings.dmd.regression_weight * loss.parts["regression"]
                 (descended * share).backward()
