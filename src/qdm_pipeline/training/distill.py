@@ -99,9 +99,10 @@ class DistillTask:
         self.config, self.schedule_settings = model.config, ScheduleSettings(**stored["schedule"])
         kind, dmd = self.config.size.quantizer.kind, settings.dmd
         if kind != "vq" and (dmd.codebook != "still" or dmd.matching != "latents" or dmd.path == "soft"):
+            found = f"codebook {dmd.codebook!r}, matching {dmd.matching!r}, path {dmd.path!r}"
             raise InputError(
-                f"distill.dmd: found {dmd.codebook!r}, {dmd.matching!r}, {dmd.path!r} (codebook, matching, path), "
-                f"but kind {kind!r} of a quantizer takes 'still', 'latents' and 'quantized' or 'continuous'"
+                f"distill.dmd: found {found}, but kind {kind!r} of a quantizer takes 'still', 'latents' and "
+                "'quantized' or 'continuous'"
             )
         self.schedule = Schedule(self.schedule_settings.name, self.schedule_settings.shift)
         self.shape = latents.manifest["fields"]["latent"]["shape"]
