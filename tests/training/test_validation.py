@@ -113,7 +113,8 @@ def test_the_last_student_is_exported_where_that_is_asked_for(make_distill, make
     assert task.best is None and task.export(tmp_path / "out")["update"] == task.steps
 
 
-def test_a_run_that_goes_wrong_may_end_with_the_best(make_distill, make_validation, tmp_path, caplog):
+@pytest.mark.parametrize("role", ["student", "critic"])
+def test_a_run_that_goes_wrong_may_end_with_the_best(make_distill, make_validation, tmp_path, caplog, role):
     task = scored(
         make_distill(make_validation(), validation=KEEP, guard={"then": "best"}), [2.0, 1.0, 3.0, 4.0]
     )
@@ -123,7 +124,16 @@ def test_a_run_that_goes_wrong_may_end_with_the_best(make_distill, make_validati
             raise DivergenceError("student, update 3: saturation")
         return {}
 
-    task.guard.check = check
+    if role == "student":
+        task.guard.check = check
+    else:
+        critic_step = task.critic_optimizer.step
+
+        def fail(update):
+            check(update // task.settings.critic_updates, 0, None, 0.0)
+            return critic_step(update)
+
+        task.critic_optimizer.step = fail
     run = Run.create("student", {}, {}, tmp_path / "runs")
     train(task, run, Ranks())
     assert "saturation; it ends with the student of update 2" in caplog.text

@@ -137,9 +137,9 @@ class DistillTask:
 
         Raises `DivergenceError` before the student's weights take a step from a bad state.
         """
-        for index in range(self.settings.critic_updates):
-            metrics = self._critic_update(step * self.settings.critic_updates + index)
         try:
+            for index in range(self.settings.critic_updates):
+                metrics = self._critic_update(step * self.settings.critic_updates + index)
             metrics |= self._student_update(step)
         except DivergenceError as error:
             if self.settings.guard.then == "stop" or self.best is None:
