@@ -89,7 +89,7 @@ def _size(preset: dict[str, Any]) -> dict[str, Any]:
     return {
         "predictor": plain(config),
         "latents": list(latents),
-        "batch": preset["teacher"].batch,
+        "batch": preset["teacher"].micro_batch,
         "recompute": preset["teacher"].recompute,
     }
 

@@ -68,7 +68,7 @@ def test_a_preset_trains_distils_and_samples_at_reduced_size(name, tmp_path):
         for i in range(8)
     )
     latents = write_shards(tmp_path / "latents", samples, {"classes": ["a", "b"]}, 8)
-    small = {"batch": 2, "accumulation": 1, "precision": "fp32"}
+    small = {"batch": 2, "micro_batch": 2, "precision": "fp32"}
     model = replace(preset["teacher"].model, width=64, depth=2, heads=2)
     teacher = TeacherTask(replace(preset["teacher"], model=model, **small), latents, Ranks())
     metrics = teacher.train_step(0)

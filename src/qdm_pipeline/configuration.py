@@ -24,6 +24,14 @@ def require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def require_whole(batch: int, micro_batch: int) -> None:
+    """Raise `ValueError` unless a batch divides into micro-batches."""
+    require(
+        batch >= 1 and batch % micro_batch == 0,
+        f"batch: found {batch}, must be a multiple of micro_batch ({micro_batch})",
+    )
+
+
 def build(cls: type[T], value: dict[str, Any]) -> T:
     """A (nested) settings dataclass from the JSON-like values that `plain` wrote."""
     hints = get_type_hints(cls)

@@ -24,9 +24,12 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     """Write a file so that a reader, or a crash, sees the old content or the new one, never half."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    aside.write_bytes(content.encode() if isinstance(content, str) else content)
-    _fsync(aside)
-    aside.replace(path)
+    try:
+        aside.write_bytes(content.encode() if isinstance(content, str) else content)
+        _fsync(aside)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
     _fsync(path.parent)
 
 
@@ -54,6 +57,13 @@ def directory_atomic(path: Path) -> Iterator[Path]:
         _fsync(path.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def remove_parts(root: Path) -> None:
+    """Remove what killed processes have left half-written in ``root``, while nobody writes there."""
+    for pattern in (".*.part", ".*.old"):
+        for entry in root.glob(pattern):
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,10 +1,14 @@
 """Every random draw is a function of (seed, step, rank, purpose), so a resume needs no generator state."""
 
 import hashlib
+from collections.abc import Iterable
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from qdm_pipeline.errors import InputError
 
 
 def generator(
@@ -20,12 +24,52 @@ def _epoch_order(count: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(count, generator=generator(seed, epoch, 0, "epoch order"))
 
 
-def batch_indices(count: int, batch: int, seed: int, step: int, rank: int, world: int) -> Tensor:
-    """Rows of rank's share of global batch ``step``: int64 [batch].
+def epoch_rows(count: int, first: int, length: int, seed: int) -> Tensor:
+    """Rows at positions ``first`` … of an endless sequence of shuffled epochs: int64 [length].
 
-    The concatenation over ranks depends on ``batch * world`` only, so two ranks of 32 see in one
-    step what one rank of 64 sees. Every epoch visits each of ``count`` rows exactly once.
+    Every epoch visits each of ``count`` rows exactly once.
     """
-    first = step * batch * world + rank * batch
-    positions = range(first, first + batch)
+    positions = range(first, first + length)
     return torch.stack([_epoch_order(count, seed, p // count)[p % count] for p in positions])
+
+
+class MicroBatch(NamedTuple):
+    """What one forward pass of one optimizer step looks at."""
+
+    index: int  # among the micro-batches of this step on all ranks: what its random draws are seeded by
+    rows: Tensor  # int64
+
+
+class Batches:
+    """The batches of a training, cut into micro-batches that are dealt out to ranks.
+
+    What a step looks at does not depend on the number of ranks, only who does which part: one rank, two, or
+    two after one make the same steps.
+    """
+
+    def __init__(self, count: int, batch: int, micro_batch: int, seed: int, rank: int, world: int) -> None:
+        """Batches of ``count`` rows; `InputError` if ranks cannot share the micro-batches equally."""
+        self.count, self.batch, self.micro_batch, self.seed = count, batch, micro_batch, seed
+        total = batch // micro_batch
+        if total % world:
+            fitting = ", ".join(str(n) for n in range(1, total + 1) if total % n == 0)
+            raise InputError(
+                f"world_size: found {world}, but a batch of {batch} is {total} micro-batches of "
+                f"{micro_batch}, which ranks must share equally; allowed are {fitting}"
+            )
+        self.share = range(rank * total // world, (rank + 1) * total // world)
+
+    def of(self, step: int) -> list[MicroBatch]:
+        """What this rank looks at in an optimizer step."""
+        return [
+            MicroBatch(index, epoch_rows(self.count, self.first(step, index), self.micro_batch, self.seed))
+            for index in self.share
+        ]
+
+    def first(self, step: int, index: int) -> int:
+        """The position of a micro-batch in the endless sequence of samples."""
+        return step * self.batch + index * self.micro_batch
+
+    def rows(self, steps: Iterable[int]) -> Tensor:
+        """All rows that this rank looks at in some steps, in that order."""
+        return torch.cat([micro.rows for step in steps for micro in self.of(step)])

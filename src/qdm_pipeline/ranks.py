@@ -47,9 +47,11 @@ class Ranks:
         return DistributedDataParallel(module, device_ids=ids, forward_sync_buffers=False)
 
     @staticmethod
-    def no_sync(module: nn.Module) -> AbstractContextManager[None]:
-        """Accumulate gradients without averaging them yet."""
-        return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
+    def sync(module: nn.Module, now: bool) -> AbstractContextManager[None]:
+        """Average the gradients of a backward pass inside over ranks, or, if not ``now``, accumulate them."""
+        if now or not isinstance(module, DistributedDataParallel):
+            return nullcontext()
+        return module.no_sync()
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum of ``tensor`` over all ranks, in place."""

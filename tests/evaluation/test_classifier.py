@@ -11,20 +11,22 @@ from qdm_pipeline.errors import InputError
 from qdm_pipeline.evaluation.classifier_task import ClassifierSettings, ClassifierTask, shifted, transformed
 from qdm_pipeline.evaluation.features import ClassifierConfig, VideoClassifier, load_classifier
 from qdm_pipeline.ranks import Ranks
+from qdm_pipeline.retention import Retention
 from qdm_pipeline.video.shards import ShardSet, write_shards
 
 SETTINGS = ClassifierSettings(
     width=8,
     features=16,
     steps=50,
-    batch_per_rank=16,
+    batch=16,
+    micro_batch=16,
     learning_rate=5e-3,
     weight_decay=0.01,
     transformed=0.25,
     max_shift=1,
     brightness=0.1,
     log_every=10,
-    checkpoint_every=10,
+    checkpoint=Retention(every=10, keep_last=2, keep_every=None),
     seed=0,
 )
 

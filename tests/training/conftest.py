@@ -12,12 +12,12 @@ OPTIMIZER = dict(
 )  # fmt: skip
 COMMON = dict(
     batch=4,
-    accumulation=1,
+    micro_batch=4,
     precision="fp32",
     recompute="nothing",
     seed=3,
     log_every=1,
-    checkpoint_every=2,
+    checkpoint=dict(every=2, keep_last=2, keep_every=None),
     ema=0.9,
 )
 QUANTIZER = dict(kind="vq", codebook_size=16, codebook_dim=2, groups=2, decay=0.9, revival_threshold=0.1)

@@ -69,7 +69,13 @@ def test_every_fault_is_named_within_five_updates_and_the_last_checkpoint_is_goo
 ):
     path = "quantized" if "codebook" in name else "continuous"
     task = make_distill(
-        batch=16, steps=12, checkpoint_every=1, critic_updates=1, dmd={"path": path}, guard=BOUNDS
+        batch=16,
+        micro_batch=16,
+        steps=12,
+        checkpoint={"every": 1, "keep_last": 2, "keep_every": None},
+        critic_updates=1,
+        dmd={"path": path},
+        guard=BOUNDS,
     )
     run = Run.create("student", {}, {"teacher": Handle("teacher", tmp_path, "t")}, tmp_path / "runs")
     train_step, injected = task.train_step, 4

@@ -51,7 +51,10 @@ def wait_until(condition, process):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
 def test_a_killed_rank_and_ctrl_c_lose_nothing(latents, teacher_settings, tmp_path):
-    settings = build(TeacherSettings, teacher_settings | {"steps": 150, "checkpoint_every": 10})
+    settings = build(
+        TeacherSettings,
+        teacher_settings | {"steps": 150, "checkpoint": {"every": 10, "keep_last": 2, "keep_every": None}},
+    )
     inputs = {"latents": Handle("latents", latents.directory, latents.digest)}
     alone, hurt = (Run.create("teacher", settings, inputs, tmp_path / name) for name in ("alone", "hurt"))
     assert start(alone).wait(120) == 0

@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from qdm_pipeline.errors import InputError
+from qdm_pipeline.errors import DivergenceError, InputError
 from qdm_pipeline.files import digest_file
 from qdm_pipeline.handle import Handle
 from qdm_pipeline.ranks import Ranks
+from qdm_pipeline.retention import Retention
 from qdm_pipeline.run import Run
 from qdm_pipeline.training import checkpoint
 from qdm_pipeline.training.loop import train
@@ -20,6 +21,14 @@ def run(tmp_path):
     return Run.create(
         "teacher", {"seed": 3}, {"latents": Handle("latents", tmp_path, "digest")}, tmp_path / "runs"
     )
+
+
+def save(run, states, **retention):
+    settings = {"every": 1, "keep_last": 2, "keep_every": None} | retention
+    writer = checkpoint.Writer(run.directory, Retention(**settings))
+    for step, state in states.items():
+        writer.save(step, state)
+    writer.wait()
 
 
 class Interrupted(Exception):
@@ -51,8 +60,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(make_teacher, run, tmp_path
 
 
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning(run, caplog):
-    for step in (2, 4):
-        checkpoint.save(run.directory, step, {"weights": torch.full((3,), float(step))})
+    save(run, {step: {"weights": torch.full((3,), float(step))} for step in (2, 4)})
     newest = checkpoint.latest(run.directory)
     state = bytearray((newest.path / "state.pt").read_bytes())
     state[len(state) // 2] ^= 1
@@ -63,8 +71,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(run, caplog):
 
 
 def test_an_unfinished_checkpoint_is_not_seen_and_old_ones_go(run):
-    for step in (1, 2, 3):
-        checkpoint.save(run.directory, step, {})
+    save(run, {step: {} for step in (1, 2, 3)})
     (run.directory / "checkpoints" / "step-00000009").mkdir()
     assert checkpoint.latest(run.directory).step == 3
     assert not (run.directory / "checkpoints" / "step-00000001").exists()
@@ -73,7 +80,7 @@ def test_an_unfinished_checkpoint_is_not_seen_and_old_ones_go(run):
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_step(make_teacher, run):
     task = make_teacher()
     task.train_step = lambda step: {"loss/total": math.nan}
-    with pytest.raises(FloatingPointError, match="teacher, step 0.*loss/total nan"):
+    with pytest.raises(DivergenceError, match="teacher, step 0.*loss/total nan"):
         train(task, run, Ranks())
     assert run.result() is None
 

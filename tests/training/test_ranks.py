@@ -28,7 +28,7 @@ def test_all_options_train_on_two_ranks(name, distill_settings, latents, make_te
     noise = torch.randn(8, 3, 1, 2, 2)
     pairs = {"latents": 3 + noise, "noise": noise, "labels": torch.arange(8) % 2}
     save_file(pairs, tmp_path / "pairs/samples.safetensors")
-    settings = build(DistillSettings, distill_settings(OPTIONS[name], accumulation=2, batch=2, steps=2))
+    settings = build(DistillSettings, distill_settings(OPTIONS[name], batch=8, micro_batch=2, steps=2))
     inputs = {
         "teacher": Handle("teacher", tmp_path / "teacher", "t"),
         "latents": Handle("latents", latents.directory, "l"),

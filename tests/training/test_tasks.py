@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from qdm_pipeline.randomness import batch_indices
+from qdm_pipeline.errors import InputError
+from qdm_pipeline.randomness import Batches
 from qdm_pipeline.training.model_files import load_predictor
 
 LEAF = torch.zeros((), requires_grad=True)
@@ -29,8 +30,8 @@ def assert_same(a, b):
 EVERYTHING = {
     "gan": {"student_weight": 0.1, "r1_weight": 1.0},
     "dmd": {"codebook": "ema", "denoising_weight": 0.1},
-    "accumulation": 2,
-    "batch": 2,
+    "batch": 4,
+    "micro_batch": 2,
 }
 
 
@@ -61,7 +62,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(kind, options, reque
 
 def test_accumulation_gives_the_gradient_of_the_whole_batch(make_teacher):
     # Nothing but the gradient may differ, so: no dropout of conditions and the same noise for both.
-    whole, parts = make_teacher(batch=8, condition_dropout=0.0), make_teacher(batch=4, condition_dropout=0.0)
+    whole, parts = make_teacher(condition_dropout=0.0), make_teacher(condition_dropout=0.0)
     x0, noise, t = whole.latents.gather("latent", whole.rows[:8]), torch.randn(8, 3, 1, 2, 2), torch.rand(8)
     whole.loss(x0, noise, t, whole.condition.rows(slice(0, 8))).continuous.backward()
     for part in (slice(0, 4), slice(4, 8)):
@@ -74,7 +75,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(make_teacher):
 
 @pytest.mark.parametrize("accumulation", [1, 4])
 def test_critic_and_student_updates_keep_their_ratio(make_distill, accumulation):
-    task, seen = make_distill(accumulation=accumulation, batch=2), Counter()
+    task, seen = make_distill(batch=2 * accumulation, micro_batch=2), Counter()
     for name in ("student_optimizer", "critic_optimizer"):
         optimizer = getattr(task, name)
         step = optimizer.step
@@ -90,7 +91,7 @@ def test_500_critic_updates_for_100_of_the_student_also_across_a_resume(make_dis
     seen = []
 
     def make():
-        task = make_distill(accumulation=accumulation, batch=1, critic_updates=5, steps=100)
+        task = make_distill(batch=accumulation, micro_batch=1, critic_updates=5, steps=100)
         task.critic_optimizer.step = lambda update: seen.append(("critic", update)) or 0.0
         task.student_optimizer.step = lambda update: seen.append(("student", update)) or 0.0
         task.dmd.critic_loss = lambda draw: SimpleNamespace(total=LEAF, _asdict=dict)
@@ -150,12 +151,23 @@ def test_export_loads_and_answers_like_the_average(make_teacher, tmp_path):
     assert config["latent_shape"] == [3, 1, 2, 2] and model.config == task.config
 
 
-def test_two_shares_of_a_batch_are_the_batch_of_one_rank():
-    whole = batch_indices(10, 8, 0, 3, 0, 1)
-    shares = [batch_indices(10, 4, 0, 3, rank, 2) for rank in range(2)]
-    assert torch.equal(torch.cat(shares), whole)
-    epoch = torch.cat([batch_indices(10, 5, 0, step, 0, 1) for step in range(2)])
-    assert sorted(epoch.tolist()) == list(range(10))
+@pytest.mark.parametrize("world", [2, 4])
+def test_shares_of_a_batch_are_the_batch_of_one_rank(world):
+    [whole] = [Batches(10, 8, 2, 0, 0, 1).of(3)]
+    shares = [micro for rank in range(world) for micro in Batches(10, 8, 2, 0, rank, world).of(3)]
+    assert [micro.index for micro in shares] == [micro.index for micro in whole] == [0, 1, 2, 3]
+    assert all(torch.equal(a.rows, b.rows) for a, b in zip(shares, whole, strict=True))
+
+
+def test_an_epoch_visits_every_row_once():
+    assert sorted(Batches(10, 5, 5, 0, 0, 1).rows(range(2)).tolist()) == list(range(10))
+
+
+def test_ranks_that_cannot_share_a_batch_are_refused():
+    with pytest.raises(
+        InputError, match=r"world_size: found 3, .* 4 micro-batches of 2.* allowed are 1, 2, 4"
+    ):
+        Batches(10, 8, 2, 0, 0, 3)
 
 
 @pytest.mark.parametrize(("kind", "codes"), [("fsq", 25), ("lfq", 4), ("bsq", 4)])

@@ -7,6 +7,7 @@ import torch
 from qdm_pipeline.errors import InputError
 from qdm_pipeline.handle import Handle
 from qdm_pipeline.ranks import Ranks
+from qdm_pipeline.retention import Retention
 from qdm_pipeline.run import Run
 from qdm_pipeline.video.autoencoder import (
     AutoencoderConfig,
@@ -22,8 +23,8 @@ CONFIG = AutoencoderConfig(
     channels=3, latent_channels=16, time_patch=4, space_patch=8, width=16, encoder_blocks=1, decoder_blocks=1
 )
 SETTINGS = AutoencoderSettings(
-    model=CONFIG, latent_noise=0.1, kl_weight=0.002, precision="fp32", steps=30, batch_per_rank=8,
-    learning_rate=3e-3, warmup=5, weight_decay=0.0, clip=1.0, log_every=10, checkpoint_every=10, seed=0,
+    model=CONFIG, latent_noise=0.1, kl_weight=0.002, precision="fp32", steps=30, batch=8, micro_batch=8,
+    learning_rate=3e-3, warmup=5, weight_decay=0.0, clip=1.0, log_every=10, checkpoint=Retention(every=10, keep_last=2, keep_every=None), seed=0,
 )  # fmt: skip
 
 

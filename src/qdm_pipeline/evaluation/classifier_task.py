@@ -9,10 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qdm_pipeline.configuration import require, settings
+from qdm_pipeline.configuration import require, require_whole, settings
+from qdm_pipeline.errors import DivergenceError
 from qdm_pipeline.evaluation.features import TRANSFORMS, ClassifierConfig, VideoClassifier, save_classifier
-from qdm_pipeline.randomness import batch_indices, generator
+from qdm_pipeline.randomness import Batches, MicroBatch, epoch_rows, generator
 from qdm_pipeline.ranks import Ranks
+from qdm_pipeline.retention import Retention
 from qdm_pipeline.video.autoencoder import to_float
 from qdm_pipeline.video.shards import ShardSet
 
@@ -33,20 +35,22 @@ class ClassifierSettings:
     width: int
     features: int
     steps: int
-    batch_per_rank: int
+    batch: int  # clips an optimizer step, on all ranks together
+    micro_batch: int  # clips a forward pass
     learning_rate: float
     weight_decay: float
     transformed: float
     max_shift: int
     brightness: float
     log_every: int
-    checkpoint_every: int
+    checkpoint: Retention
     seed: int
 
     def __post_init__(self) -> None:
-        for name in ("width", "steps", "batch_per_rank", "log_every", "checkpoint_every"):
+        for name in ("width", "steps", "micro_batch", "log_every"):
             found = getattr(self, name)
             require(found >= 1, f"classifier {name}: found {found}, must be at least 1")
+        require_whole(self.batch, self.micro_batch)
         rate, share, gain = self.learning_rate, self.transformed, self.brightness
         require(self.features >= 2, f"classifier features: found {self.features}, must be at least 2")
         require(rate > 0, f"classifier learning_rate: found {rate}, must be positive")
@@ -74,12 +78,16 @@ class ClassifierTask:
     """
 
     sound = True
+    last_loss: Tensor | None = None
 
     def __init__(self, settings: ClassifierSettings, clips: ShardSet, ranks: Ranks) -> None:
         self.settings, self.clips, self.ranks = settings, clips, ranks
         self.steps = settings.steps
-        self.log_every, self.checkpoint_every = settings.log_every, settings.checkpoint_every
+        self.log_every, self.checkpoint = settings.log_every, settings.checkpoint
         self.rows = clips.rows("train")
+        self.batches = Batches(
+            len(self.rows), settings.batch, settings.micro_batch, settings.seed, ranks.rank, ranks.world
+        )
         self.labels = torch.tensor([-1 if label is None else label for label in clips.column("label")])
         classes: tuple[str, ...] = ()
         if len(self.labels[self.rows].unique()) - int((self.labels[self.rows] < 0).any()) >= 2:
@@ -92,28 +100,44 @@ class ClassifierTask:
         torch.manual_seed(settings.seed)
         config = ClassifierConfig(width=settings.width, features=settings.features, classes=classes)
         self.model = VideoClassifier(config).to(ranks.device)
-        first = batch_indices(len(self.rows), FIRST_CLIPS, settings.seed, 0, 0, 1)  # the same on every rank
+        first = epoch_rows(len(self.rows), 0, FIRST_CLIPS, settings.seed)  # the same on every rank
         self.model.fit_scales(to_float(clips.gather("video", self.rows[first])).to(ranks.device))
         self.wrapped = ranks.wrap(_BothHeads(self.model))
         self.optimizer = torch.optim.AdamW(self.model.parameters(), weight_decay=settings.weight_decay)
 
     def train_step(self, step: int) -> dict[str, float | Tensor]:
-        """One step; losses in nats, accuracies as shares of this rank's batch."""
-        video, labels, transforms = (part.to(self.ranks.device) for part in self._batch(step))
-        logits, transform_logits = self.wrapped(video)
-        loss, accuracy = _score(transform_logits, transforms)
-        metrics = {"transform_loss": loss.detach(), "transform_accuracy": accuracy}
-        if self.model.config.classes:
-            class_loss, accuracy = _score(logits, labels.where(transforms == 0, -1))
-            metrics |= {"class_loss": class_loss.detach(), "class_accuracy": accuracy}
-            loss = loss + class_loss
+        """One step; losses in nats, accuracies as shares of this rank's part of the batch."""
+        micros, totals = self.batches.of(step), dict[str, Tensor]()
+        for micro in micros:
+            with self.ranks.sync(self.wrapped, micro is micros[-1]):
+                scores = self._scores(step, micro)
+                (scores["loss"] / len(micros)).backward()
+            for name, value in scores.items():
+                totals[name] = totals.get(name, 0) + value.detach() / len(micros)
+        self.last_loss = totals["loss"]
+        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), math.inf))
+        if not math.isfinite(norm):
+            raise DivergenceError(f"classifier, step {step}: not finite: gradient norm is {norm}")
         rate = self._rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.optimizer.zero_grad()
-        loss.backward()
         self.optimizer.step()
-        return {"loss": loss.detach(), **metrics, "learning_rate": rate}
+        self.optimizer.zero_grad()
+        return {**totals, "learning_rate": rate}
+
+    def _scores(self, step: int, micro: MicroBatch) -> dict[str, Tensor]:
+        video, labels, transforms = (part.to(self.ranks.device) for part in self._batch(step, micro))
+        logits, transform_logits = self.wrapped(video)
+        loss, accuracy = _score(transform_logits, transforms)
+        scores = {"loss": loss, "transform_loss": loss, "transform_accuracy": accuracy}
+        if self.model.config.classes:
+            class_loss, accuracy = _score(logits, labels.where(transforms == 0, -1))
+            scores |= {"loss": loss + class_loss, "class_loss": class_loss, "class_accuracy": accuracy}
+        return scores
+
+    def suspects(self, step: int) -> list[str]:
+        """None: pixels are whole numbers."""
+        return []
 
     def state_dict(self) -> dict[str, Any]:
         """What an exact resume needs."""
@@ -126,6 +150,8 @@ class ClassifierTask:
 
     def export(self, directory: Path) -> dict[str, Any]:
         """Write the classifier; returns its name and its accuracy on the splits that it has not seen."""
+        if not self.ranks.is_main:
+            return {}
         save_classifier(self.model, directory)
         accuracies = {split: self._accuracy(split) for split in ("validation", "test")}
         return {
@@ -138,12 +164,10 @@ class ClassifierTask:
         warm = min(1.0, (step + 1) / max(1, self.steps // 20))
         return self.settings.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
-    def _batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _batch(self, step: int, micro: MicroBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Augmented clips float [B, 3, T, H, W] in [-1, 1], their labels [B] and transforms [B]."""
-        s, ranks = self.settings, self.ranks
-        chosen = batch_indices(len(self.rows), s.batch_per_rank, s.seed, step, ranks.rank, ranks.world)
-        rows = self.rows[chosen]
-        draw = generator(s.seed, step, ranks.rank, "classifier augmentation")
+        s, rows = self.settings, self.rows[micro.rows]
+        draw = generator(s.seed, step, micro.index, "classifier augmentation")
         transforms = torch.randint(1, len(TRANSFORMS), (len(rows),), generator=draw)
         transforms[torch.rand(len(rows), generator=draw) >= s.transformed] = 0
         shifts = torch.randint(-s.max_shift, s.max_shift + 1, (len(rows), 2), generator=draw)

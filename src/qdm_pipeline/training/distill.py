@@ -1,14 +1,13 @@
 """Distillation: a few-step student that answers through the codebook, from a teacher, by DMD."""
 
 import logging
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from qdm_pipeline.configuration import require, settings
+from qdm_pipeline.configuration import require, require_whole, settings
 from qdm_pipeline.diffusion.sampler import Sampler, ddim, renoise
 from qdm_pipeline.diffusion.schedule import Schedule
 from qdm_pipeline.distillation.dmd import Draw, QuantizedDiffusionDMD
@@ -16,8 +15,9 @@ from qdm_pipeline.distillation.settings import DmdSettings
 from qdm_pipeline.errors import DivergenceError, InputError
 from qdm_pipeline.models.precision import Precision, autocast
 from qdm_pipeline.models.predictor import QuantizedDiffusionPredictor, Recompute
-from qdm_pipeline.randomness import batch_indices, generator
+from qdm_pipeline.randomness import Batches, MicroBatch, generator
 from qdm_pipeline.ranks import Ranks
+from qdm_pipeline.retention import Retention
 from qdm_pipeline.training import conditions
 from qdm_pipeline.training.guard import Guard, GuardSettings
 from qdm_pipeline.training.loop import Ended
@@ -27,6 +27,7 @@ from qdm_pipeline.training.pairs import Pairs
 from qdm_pipeline.training.statistics import LatentSums, Statistics
 from qdm_pipeline.training.teacher import ScheduleSettings
 from qdm_pipeline.training.validation import How, Validation, ValidationSettings
+from qdm_pipeline.training.watch import not_finite
 from qdm_pipeline.video.shards import ShardSet
 
 logger = logging.getLogger(__name__)
@@ -45,19 +46,20 @@ class DistillSettings:
     critic_optimizer: OptimizerSettings
     validation: ValidationSettings | None
     guard: GuardSettings
-    batch: int  # samples a rank and forward pass
-    accumulation: int
+    batch: int  # samples an update, on all ranks together
+    micro_batch: int  # samples a forward pass
     steps: int
     ema: float
     precision: Precision
     recompute: Recompute
     seed: int
     log_every: int
-    checkpoint_every: int
+    checkpoint: Retention
 
     def __post_init__(self) -> None:
-        for name in ("critic_updates", "batch", "accumulation", "steps", "log_every", "checkpoint_every"):
+        for name in ("critic_updates", "micro_batch", "steps", "log_every"):
             require(getattr(self, name) >= 1, f"{name}: found {getattr(self, name)}, must be at least 1")
+        require_whole(self.batch, self.micro_batch)
         every = self.validation.every if self.validation else self.log_every
         require(
             every % self.log_every == 0,
@@ -94,7 +96,7 @@ class DistillTask:
         self.settings, self.latents, self.ranks = settings, latents, ranks
         self.validation, self.pairs, self.pictures = validation, pairs, pictures
         self.steps, self.log_every = settings.steps, settings.log_every
-        self.checkpoint_every = settings.checkpoint_every
+        self.checkpoint = settings.checkpoint
         model, stored = load_predictor(teacher)
         self.config, self.schedule_settings = model.config, ScheduleSettings(**stored["schedule"])
         kind, dmd = self.config.size.quantizer.kind, settings.dmd
@@ -107,6 +109,9 @@ class DistillTask:
         self.schedule = Schedule(self.schedule_settings.name, self.schedule_settings.shift)
         self.shape = latents.manifest["fields"]["latent"]["shape"]
         self.rows = latents.rows("train")
+        self.batches = Batches(
+            len(self.rows), settings.batch, settings.micro_batch, settings.seed, ranks.rank, ranks.world
+        )
         self.condition = conditions.of_clips(latents, self.rows, self.config)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)  # of the discriminator; all else starts as the teacher
@@ -126,6 +131,7 @@ class DistillTask:
         start = [self._starting_statistics(last) for last in range(len(dmd.times))]
         self.guard = Guard(settings.guard, self._real_statistics(), start)
         self.best: Best | None = None
+        self.last_loss: Tensor | None = None
 
     @property
     def sound(self) -> bool:
@@ -153,31 +159,43 @@ class DistillTask:
 
     def _critic_update(self, update: int) -> dict[str, float | Tensor]:
         totals: dict[str, Tensor] = {}
-        for draw, last in self._draws(update, "critic"):
-            with self._sync(self.wrapped_critic, last), autocast(self.ranks.device, self.settings.precision):
+        micros = self.batches.of(update)
+        for micro in micros:
+            draw, sync = (
+                self._draw(update, micro, "critic"),
+                self.ranks.sync(self.wrapped_critic, micro is micros[-1]),
+            )
+            with sync, autocast(self.ranks.device, self.settings.precision):
                 loss = self.dmd.critic_loss(draw)
-            (loss.total / self.settings.accumulation).backward()
+                (loss.total / len(micros)).backward()
+            self.last_loss = loss.total.detach()
             for name, value in loss._asdict().items():
                 if value is not None:
-                    part = value.detach() / self.settings.accumulation
+                    part = value.detach() / len(micros)
                     totals[name] = totals[name] + part if name in totals else part
         norm = self.critic_optimizer.step(update)
         return {f"critic/{name}": value for name, value in totals.items()} | {"critic/gradient_norm": norm}
 
     def _student_update(self, step: int) -> dict[str, float | Tensor]:
-        settings, share = self.settings, 1 / self.settings.accumulation
+        settings, micros = self.settings, self.batches.of(step)
         total = torch.zeros((), device=self.ranks.device)
-        for index, (draw, last) in enumerate(self._draws(step, "student")):
-            with self._sync(self.wrapped_student, last), autocast(self.ranks.device, settings.precision):
+        for micro in micros:
+            draw, sync = (
+                self._draw(step, micro, "student"),
+                self.ranks.sync(self.wrapped_student, micro is micros[-1]),
+            )
+            with sync, autocast(self.ranks.device, settings.precision):
                 loss = self.dmd.student_loss(draw)
                 descended = loss.total
                 if self.pairs is not None:
-                    turn = step * settings.accumulation + index
-                    pair = self.pairs.draw(len(draw.t), settings.seed, turn, self.ranks)
+                    pair = self.pairs.draw(
+                        self.batches.first(step, micro.index), len(draw.t), settings.seed, self.ranks.device
+                    )
                     loss.parts["regression"] = self.dmd.regression_loss(*pair)
                     descended = descended + settings.dmd.regression_weight * loss.parts["regression"]
-                (descended * share).backward()
-            total += descended.detach() * share
+                (descended / len(micros)).backward()
+            total += descended.detach() / len(micros)
+            self.last_loss = total
             self.sums.add(loss.prediction.x0, draw.condition.label, loss.prediction.codes)
         found, loss_everywhere = self.sums.take(), float(self.ranks.mean(total.clone()))
         guarded = self.guard.check(step, draw.last, found, loss_everywhere)
@@ -194,29 +212,26 @@ class DistillTask:
         metrics |= {f"student/pull_{name}": value for name, value in loss.pulls.items()}
         return metrics | guarded
 
-    def _draws(self, update: int, purpose: str) -> list[tuple[Draw, bool]]:
-        """The random inputs of one update, a forward pass each, and whether it is the last."""
-        settings, dmd, ranks, device = self.settings, self.settings.dmd, self.ranks, self.ranks.device
-        shared = generator(settings.seed, update, 0, f"{purpose} step index")  # one index for all ranks
-        own = generator(settings.seed, update, ranks.rank, purpose)
-        picked = batch_indices(
-            len(self.rows), settings.batch * settings.accumulation, settings.seed, update, ranks.rank,
-            ranks.world,
-        )  # fmt: skip
-        draws, last = [], int(torch.randint(len(dmd.times), (), generator=shared))
-        for index, chunk in enumerate(picked.split(settings.batch)):
-            noise = torch.randn(last + 1, len(chunk), *self.shape, generator=own).to(device)
-            low, high = (dmd.low, dmd.high) if purpose == "student" else (0.002, 1.0)
-            t = self.schedule.draw_times(len(chunk), low, high, own).to(device)
-            copies = 3 if dmd.gan.student_weight > 0 else 1
-            noises = torch.randn(copies, len(chunk), *self.shape, generator=own).to(device)
-            real = self.latents.gather("latent", self.rows[chunk]).to(device) if dmd.wants_real else None
-            draw = Draw(noise, last, t, noises, self.condition.rows(chunk).to(device), real)
-            draws.append((draw, index + 1 == settings.accumulation))
-        return draws
+    def suspects(self, step: int) -> list[str]:
+        """See `training.watch.Watched`."""
+        n = self.settings.critic_updates
+        return not_finite(
+            self.latents, self.rows[self.batches.rows([*range(step * n, (step + 1) * n), step])]
+        )
 
-    def _sync(self, module: nn.Module, last: bool) -> Any:
-        return nullcontext() if last else self.ranks.no_sync(module)
+    def _draw(self, update: int, micro: MicroBatch, purpose: str) -> Draw:
+        """The random inputs of one forward pass."""
+        dmd, device, seed, rows = self.settings.dmd, self.ranks.device, self.settings.seed, micro.rows
+        shared = generator(seed, update, 0, f"{purpose} step index")  # one index for all ranks
+        own = generator(seed, update, micro.index, purpose)
+        last = int(torch.randint(len(dmd.times), (), generator=shared))
+        noise = torch.randn(last + 1, len(rows), *self.shape, generator=own).to(device)
+        low, high = (dmd.low, dmd.high) if purpose == "student" else (0.002, 1.0)
+        t = self.schedule.draw_times(len(rows), low, high, own).to(device)
+        copies = 3 if dmd.gan.student_weight > 0 else 1
+        noises = torch.randn(copies, len(rows), *self.shape, generator=own).to(device)
+        real = self.latents.gather("latent", self.rows[rows]).to(device) if dmd.wants_real else None
+        return Draw(noise, last, t, noises, self.condition.rows(rows).to(device), real)
 
     def _real_statistics(self) -> Statistics:
         """Of real latents, those of the first clips."""
@@ -229,14 +244,11 @@ class DistillTask:
     @torch.no_grad()
     def _starting_statistics(self, last: int) -> Statistics:
         """Of as many answers at step ``last`` as an update has, of a student that is still its teacher."""
-        device, batch = self.ranks.device, self.settings.batch
-        draw = generator(self.settings.seed, last, self.ranks.rank, "start")
-        for index in range(self.settings.accumulation):
-            rows = batch_indices(
-                len(self.rows), batch, self.settings.seed, index, self.ranks.rank, self.ranks.world
-            )
-            noise = torch.randn(last + 1, batch, *self.shape, generator=draw).to(device)
-            condition = self.condition.rows(rows).to(device)
+        device = self.ranks.device
+        for micro in self.batches.of(0):
+            draw = generator(self.settings.seed, last, micro.index, "start")
+            noise = torch.randn(last + 1, len(micro.rows), *self.shape, generator=draw).to(device)
+            condition = self.condition.rows(micro.rows).to(device)
             with autocast(device, self.settings.precision):
                 prediction = self.dmd.rollout(noise, condition, last).prediction
             self.sums.add(prediction.x0, condition.label, prediction.codes)
@@ -299,7 +311,6 @@ class DistillTask:
         """
         weights, update = self.ema.weights(self.dmd.student), self.steps
         if self.best is not None:
-            (directory / "last").mkdir(exist_ok=True)
             self._save(directory / "last", weights)
             weights, update = self.best.weights, self.best.update
             logger.info("student: that of update %d of %d is the best", update, self.steps)
@@ -308,7 +319,10 @@ class DistillTask:
         return {"parameters": parameters, "steps": self.steps, "update": update}
 
     def _save(self, directory: Path, weights: dict[str, Tensor]) -> None:
+        if not self.ranks.is_main:
+            return
         dmd = self.settings.dmd
+        directory.mkdir(exist_ok=True)
         save_predictor(
             directory, self.config, weights, self.schedule_settings, latent_shape=self.shape,
             times=list(dmd.times), path=sampled_path(dmd),

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from qdm_pipeline.errors import InputError
 from qdm_pipeline.models.predictor import Condition
-from qdm_pipeline.randomness import batch_indices
-from qdm_pipeline.ranks import Ranks
+from qdm_pipeline.randomness import epoch_rows
 
 
 class Pairs:
@@ -23,10 +23,11 @@ class Pairs:
         labels = tensors["labels"] if bool((tensors["labels"] >= 0).any()) else None
         self.condition = Condition(labels, tensors.get("words"))
 
-    def draw(self, count: int, seed: int, step: int, ranks: Ranks) -> tuple[Tensor, Tensor, Condition]:
-        """Noise [count, C, T, H, W], samples of the same shape and their condition, for one update."""
-        rows = batch_indices(len(self.noise), count, seed, step, ranks.rank, ranks.world)
-        device = ranks.device
+    def draw(
+        self, first: int, count: int, seed: int, device: torch.device
+    ) -> tuple[Tensor, Tensor, Condition]:
+        """Noise [count, C, T, H, W], samples of the same shape and their condition, for one forward pass."""
+        rows = epoch_rows(len(self.noise), first, count, seed)
         return (
             self.noise[rows].to(device),
             self.latents[rows].to(device),

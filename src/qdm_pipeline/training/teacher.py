@@ -1,13 +1,12 @@
 """The teacher: a many-step diffusion model that predicts clean latents directly and through a codebook."""
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from qdm_pipeline.configuration import require, settings
+from qdm_pipeline.configuration import require, require_whole, settings
 from qdm_pipeline.diffusion.schedule import CURVES, Density, Schedule
 from qdm_pipeline.distillation.denoising import Denoising
 from qdm_pipeline.models.cost import cost
@@ -18,12 +17,14 @@ from qdm_pipeline.models.predictor import (
     QuantizedDiffusionPredictor,
     Recompute,
 )
-from qdm_pipeline.randomness import batch_indices, generator
+from qdm_pipeline.randomness import Batches, generator
 from qdm_pipeline.ranks import Ranks
+from qdm_pipeline.retention import Retention
 from qdm_pipeline.training import conditions
 from qdm_pipeline.training.codebook_log import CodebookLog
 from qdm_pipeline.training.model_files import save_predictor
 from qdm_pipeline.training.optimizer import Ema, Optimizer, OptimizerSettings
+from qdm_pipeline.training.watch import not_finite
 from qdm_pipeline.video.shards import ShardSet
 
 
@@ -58,19 +59,20 @@ class TeacherSettings:
     quantization_weight: float
     commitment_weight: float
     weight_limit: float  # largest weight of a time step in the loss, see Schedule.velocity_weight
-    batch: int  # samples a rank and forward pass
-    accumulation: int  # forward passes an optimizer step
+    batch: int  # samples an optimizer step, on all ranks together
+    micro_batch: int  # samples a forward pass; the rest of the batch is accumulated
     steps: int
     ema: float
     precision: Precision
     recompute: Recompute  # in backward, for memory: see QuantizedDiffusionPredictor.recompute
     seed: int
     log_every: int
-    checkpoint_every: int
+    checkpoint: Retention
 
     def __post_init__(self) -> None:
-        for name in ("batch", "accumulation", "steps", "log_every", "checkpoint_every"):
+        for name in ("micro_batch", "steps", "log_every"):
             require(getattr(self, name) >= 1, f"{name}: found {getattr(self, name)}, must be at least 1")
+        require_whole(self.batch, self.micro_batch)
         for name in ("condition_dropout", "quantization_weight", "ema"):
             require(0 <= getattr(self, name) <= 1, f"{name}: found {getattr(self, name)}, must be in [0, 1]")
 
@@ -79,12 +81,16 @@ class TeacherTask:
     """One teacher in training; the interface is that of `training.loop.Task`."""
 
     sound = True
+    last_loss: Tensor | None = None
 
     def __init__(self, settings: TeacherSettings, latents: ShardSet, ranks: Ranks) -> None:
         self.settings, self.latents, self.ranks = settings, latents, ranks
         self.steps, self.log_every = settings.steps, settings.log_every
-        self.checkpoint_every = settings.checkpoint_every
+        self.checkpoint = settings.checkpoint
         self.rows = latents.rows("train")
+        self.batches = Batches(
+            len(self.rows), settings.batch, settings.micro_batch, settings.seed, ranks.rank, ranks.world
+        )
         self.config = PredictorConfig(
             size=settings.model,
             latent_channels=latents.manifest["fields"]["latent"]["shape"][0],
@@ -111,26 +117,19 @@ class TeacherTask:
         self.codebook_log = CodebookLog(self.model.quantizer, ranks)
 
     def train_step(self, step: int) -> dict[str, float | Tensor]:
-        """One optimizer step on ``batch`` x ``accumulation`` clips a rank."""
+        """One optimizer step on ``batch`` clips."""
         settings, ranks = self.settings, self.ranks
-        draw = generator(settings.seed, step, ranks.rank, "teacher")
-        picked = batch_indices(
-            len(self.rows),
-            settings.batch * settings.accumulation,
-            settings.seed,
-            step,
-            ranks.rank,
-            ranks.world,
-        )
+        micros = self.batches.of(step)
         totals: dict[str, Tensor] = {}
-        for index, chunk in enumerate(picked.split(settings.batch)):
-            last = index + 1 == settings.accumulation
-            with nullcontext() if last else ranks.no_sync(self.wrapped):
-                losses = self._forward(chunk, draw)
-                (losses.total / settings.accumulation).backward()
+        for micro in micros:
+            draw = generator(settings.seed, step, micro.index, "teacher")
+            with ranks.sync(self.wrapped, micro is micros[-1]):
+                losses = self._forward(micro.rows, draw)
+                (losses.total / len(micros)).backward()
             for name, value in losses._asdict().items():
                 if value is not None and name != "codes":
-                    totals[name] = totals.get(name, 0) + value.detach() / settings.accumulation
+                    totals[name] = totals.get(name, 0) + value.detach() / len(micros)
+        self.last_loss = totals["total"]
         norm = self.optimizer.step(step)
         metrics: dict[str, float | Tensor] = {f"loss/{name}": value for name, value in totals.items()}
         metrics["gradient_norm"] = norm
@@ -140,6 +139,10 @@ class TeacherTask:
                 metrics |= self.codebook_log.take()
         self.ema.update(self.model, step)
         return metrics
+
+    def suspects(self, step: int) -> list[str]:
+        """See `training.watch.Watched`."""
+        return not_finite(self.latents, self.rows[self.batches.rows([step])])
 
     def _forward(self, chunk: Tensor, draw: torch.Generator) -> Any:
         settings, device = self.settings, self.ranks.device
@@ -171,10 +174,9 @@ class TeacherTask:
 
     def export(self, directory: Path) -> dict[str, Any]:
         """Write the averaged weights and the configuration that sampling needs."""
-        shape = self.latents.manifest["fields"]["latent"]["shape"]
-        save_predictor(
-            directory, self.config, self.ema.weights(self.model), self.settings.schedule, latent_shape=shape
-        )
+        shape, weights = self.latents.manifest["fields"]["latent"]["shape"], self.ema.weights(self.model)
+        if self.ranks.is_main:
+            save_predictor(directory, self.config, weights, self.settings.schedule, latent_shape=shape)
         return {
             "parameters": self.cost.parameters, "flops_per_clip": self.cost.flops, "steps": self.steps,
         }  # fmt: skip

@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qdm_pipeline.configuration import require, settings
+from qdm_pipeline.configuration import require, require_whole, settings
+from qdm_pipeline.errors import DivergenceError
 from qdm_pipeline.models.precision import Precision, autocast
-from qdm_pipeline.randomness import batch_indices, generator
+from qdm_pipeline.randomness import Batches, MicroBatch, generator
 from qdm_pipeline.ranks import Ranks
+from qdm_pipeline.retention import Retention
 from qdm_pipeline.video.autoencoder import AutoencoderConfig, CausalVideoAutoencoder, to_float
 from qdm_pipeline.video.shards import ShardSet
 
@@ -32,19 +34,21 @@ class AutoencoderSettings:
     kl_weight: float
     precision: Precision
     steps: int
-    batch_per_rank: int
+    batch: int  # clips an optimizer step, on all ranks together
+    micro_batch: int  # clips a forward pass
     learning_rate: float
     warmup: int
     weight_decay: float
     clip: float  # largest norm of the gradient
     log_every: int
-    checkpoint_every: int
+    checkpoint: Retention
     seed: int
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_per_rank", "log_every", "checkpoint_every"):
+        for name in ("steps", "micro_batch", "log_every"):
             found = getattr(self, name)
             require(found >= 1, f"autoencoder {name}: found {found}, must be at least 1")
+        require_whole(self.batch, self.micro_batch)
         for name in ("learning_rate", "clip"):
             found = getattr(self, name)
             require(found > 0, f"autoencoder {name}: found {found}, must be above 0")
@@ -57,13 +61,17 @@ class AutoencoderTask:
     """Least squared error of the reconstruction; see `training.loop` for the protocol."""
 
     sound = True
+    last_loss: Tensor | None = None
 
     def __init__(self, settings: AutoencoderSettings, clips: ShardSet, ranks: Ranks) -> None:
         """Start as the PCA of some training clips; `InputError` if the clips' size does not fit the model."""
         self.settings, self.clips, self.ranks = settings, clips, ranks
         self.steps = settings.steps
-        self.log_every, self.checkpoint_every = settings.log_every, settings.checkpoint_every
+        self.log_every, self.checkpoint = settings.log_every, settings.checkpoint
         self.rows = clips.rows("train")
+        self.batches = Batches(
+            len(self.rows), settings.batch, settings.micro_batch, settings.seed, ranks.rank, ranks.world
+        )
         torch.manual_seed(settings.seed)
         self.model = CausalVideoAutoencoder(settings.model)
         self.grid = self.model.latent_shape(*clips.manifest["fields"]["video"]["shape"][1:])[1:]
@@ -76,23 +84,37 @@ class AutoencoderTask:
 
     def train_step(self, step: int) -> dict[str, float | Tensor]:
         """One step; ``error`` is the squared error of pixels in [-1, 1], ``kl`` that of a latent in nats."""
-        s, ranks = self.settings, self.ranks
-        chosen = batch_indices(len(self.rows), s.batch_per_rank, s.seed, step, ranks.rank, ranks.world)
-        video = self._videos(self.rows[chosen]).to(ranks.device)
-        draw = generator(s.seed, step, ranks.rank, "autoencoder noise")
-        noise = s.latent_noise * torch.randn(len(video), *self.grid, s.model.latent_channels, generator=draw)
-        with autocast(ranks.device, s.precision):
-            reconstruction, latents = self.wrapped(video, noise.to(ranks.device))
-        error = (reconstruction.float() - video).square().mean()
-        kl = latents.float().square().mean() / 2  # up to what only the fixed deviation adds
-        (error + s.kl_weight * kl).backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), s.clip, error_if_nonfinite=True)
+        s, micros = self.settings, self.batches.of(step)
+        total = torch.zeros(2, device=self.ranks.device)
+        for micro in micros:
+            with self.ranks.sync(self.wrapped, micro is micros[-1]):
+                error, kl = self._losses(step, micro)
+                ((error + s.kl_weight * kl) / len(micros)).backward()
+            total += torch.stack([error, kl]).detach() / len(micros)
+        error, kl = self.last_loss = total
+        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), s.clip))
+        if not math.isfinite(norm):
+            raise DivergenceError(f"autoencoder, step {step}: not finite: gradient norm is {norm}")
         rate = self._rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return {"error": error.detach(), "kl": kl.detach(), "gradient_norm": norm, "learning_rate": rate}
+        return {"error": error, "kl": kl, "gradient_norm": norm, "learning_rate": rate}
+
+    def _losses(self, step: int, micro: MicroBatch) -> tuple[Tensor, Tensor]:
+        s, device = self.settings, self.ranks.device
+        video = self._videos(self.rows[micro.rows]).to(device)
+        draw = generator(s.seed, step, micro.index, "autoencoder noise")
+        noise = s.latent_noise * torch.randn(len(video), *self.grid, s.model.latent_channels, generator=draw)
+        with autocast(device, s.precision):
+            reconstruction, latents = self.wrapped(video, noise.to(device))
+        error = (reconstruction.float() - video).square().mean()
+        return error, latents.float().square().mean() / 2  # up to what only the fixed deviation adds
+
+    def suspects(self, step: int) -> list[str]:
+        """None: pixels are whole numbers."""
+        return []
 
     def state_dict(self) -> dict[str, Any]:
         """What an exact resume needs."""
@@ -105,6 +127,8 @@ class AutoencoderTask:
 
     def export(self, directory: Path) -> dict[str, Any]:
         """Measure the statistics of the train split's latents, write the model; returns ``psnr`` by split."""
+        if not self.ranks.is_main:
+            return {}
         self.model.eval()
         self._measure_latents()
         self.model.save(directory)
