@@ -36,7 +36,7 @@ def epoch_rows(count: int, first: int, length: int, seed: int) -> Tensor:
 class MicroBatch(NamedTuple):
     """What one forward pass of one optimizer step looks at."""
 
-    index: int  # among the micro-batches of this step on all ranks: what its random draws are seeded by
+    number: int  # among the micro-batches of this step on all ranks: what its random draws are seeded by
     rows: Tensor  # int64
 
 
@@ -62,13 +62,13 @@ class Batches:
     def of(self, step: int) -> list[MicroBatch]:
         """What this rank looks at in an optimizer step."""
         return [
-            MicroBatch(index, epoch_rows(self.count, self.first(step, index), self.micro_batch, self.seed))
-            for index in self.share
+            MicroBatch(number, epoch_rows(self.count, self.first(step, number), self.micro_batch, self.seed))
+            for number in self.share
         ]
 
-    def first(self, step: int, index: int) -> int:
+    def first(self, step: int, number: int) -> int:
         """The position of a micro-batch in the endless sequence of samples."""
-        return step * self.batch + index * self.micro_batch
+        return step * self.batch + number * self.micro_batch
 
     def rows(self, steps: Iterable[int]) -> Tensor:
         """All rows that this rank looks at in some steps, in that order."""

@@ -1,10 +1,13 @@
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from qdm_pipeline.configuration import build
+from qdm_pipeline.diffusion.schedule import Schedule
 from qdm_pipeline.ranks import Ranks
 from qdm_pipeline.training.distill import DistillSettings, DistillTask
 from qdm_pipeline.training.teacher import TeacherSettings, TeacherTask
+from qdm_pipeline.training.trajectories import Trajectories
 from qdm_pipeline.video.shards import write_shards
 
 OPTIMIZER = dict(
@@ -69,7 +72,14 @@ GUARD = dict(
     least_diversity=0.0,
     least_perplexity=0.0,
 )
+START = dict(
+    optimizer=OPTIMIZER,
+    commitment_weight=0.25,
+    steps=0,
+    **{name: COMMON[name] for name in ("batch", "micro_batch", "ema", "log_every", "checkpoint")},
+)
 DISTILL = COMMON | dict(
+    start=START,
     dmd=DMD,
     critic_updates=3,
     validation=None,
@@ -127,9 +137,26 @@ def make_distill(latents, make_teacher, distill_settings, tmp_path):
     exported.mkdir()
     make_teacher().export(exported)
 
-    def make(judge=None, pairs=None, dmd=None, guard=None, gan=None, **changes):
+    def make(judge=None, trajectories=None, dmd=None, guard=None, gan=None, start=None, **changes):
         loss = (dmd or {}) | ({} if gan is None else {"gan": gan})
         settings = build(DistillSettings, distill_settings(loss, guard, **changes))
-        return DistillTask(settings, exported, latents, Ranks(), judge, pairs)
+        return DistillTask(settings, exported, latents, Ranks(), judge, trajectories, start=start)
+
+    return make
+
+
+@pytest.fixture
+def make_trajectories(tmp_path):
+    """Eight straight lines from noise to noise + 3, kept at some times."""
+
+    def make(times, renoising):
+        noise = torch.randn(8, 3, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+        sample = noise + 3
+        kept = torch.stack([Schedule("flow").add_noise(sample, noise, torch.full((8,), t)) for t in times], 1)
+        tensors = {"latents": sample, "trajectory": kept, "labels": torch.arange(8) % 2}
+        folder = tmp_path / "trajectories"
+        folder.mkdir(exist_ok=True)
+        save_file(tensors, folder / "samples.safetensors")
+        return Trajectories(folder, times, renoising, Schedule("flow"))
 
     return make

@@ -22,17 +22,21 @@ OPTIONS = {
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_all_options_train_on_two_ranks(name, distill_settings, latents, make_teacher, tmp_path):
-    for folder in ("teacher", "pairs"):
+    for folder in ("teacher", "trajectories"):
         (tmp_path / folder).mkdir(exist_ok=True)
     make_teacher().export(tmp_path / "teacher")
     noise = torch.randn(8, 3, 1, 2, 2)
-    pairs = {"latents": 3 + noise, "noise": noise, "labels": torch.arange(8) % 2}
-    save_file(pairs, tmp_path / "pairs/samples.safetensors")
+    kept = {
+        "latents": 3 + noise,
+        "trajectory": torch.stack([noise, 3 + noise], 1),
+        "labels": torch.arange(8) % 2,
+    }
+    save_file(kept, tmp_path / "trajectories/samples.safetensors")
     settings = build(DistillSettings, distill_settings(OPTIONS[name], batch=8, micro_batch=2, steps=2))
     inputs = {
         "teacher": Handle("teacher", tmp_path / "teacher", "t"),
         "latents": Handle("latents", latents.directory, "l"),
-        "teacher_pairs": Handle("samples", tmp_path / "pairs", "p"),
+        "trajectories": Handle("samples", tmp_path / "trajectories", "p"),
     }
     made = run_job(Run.create("student", settings, inputs, tmp_path / "runs"), 2)
     weights = load_file(made.path / "model.safetensors")

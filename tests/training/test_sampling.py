@@ -17,7 +17,7 @@ from qdm_pipeline.video.autoencoder import AutoencoderConfig, CausalVideoAutoenc
 SETTINGS = dict(
     name="student", sampler="renoise", steps=None, low=0.0, high=1.0, eta=0.0, guidance=1.0, path="quantized",
     asked=None, count=10, batch=4, videos=3, columns=3, scale=1, fps=8, precision="fp32", seed=0,
-    keep_noise=False,
+    keep=(),
 )  # fmt: skip
 
 
@@ -136,9 +136,20 @@ def test_null_is_what_a_student_was_distilled_for_and_a_teacher_has_none(
         choose(settings, {})
 
 
-def test_noise_is_kept_where_pairs_are_wanted(sample):
-    _, kept = sample(keep_noise=True)
-    assert kept["noise"].shape == kept["latents"].shape and "noise" not in sample()[1]
+def test_trajectories_pass_the_kept_times_whatever_the_steps(sample):
+    _, kept = sample(sampler="ddim", steps=5, keep=(1.0, 0.7))
+    _, shorter = sample(sampler="ddim", steps=2, keep=(1.0, 0.7))
+    shape = kept["latents"].shape
+    assert kept["trajectory"].shape == (shape[0], 2, *shape[1:]) and "trajectory" not in sample()[1]
+    assert torch.equal(
+        kept["trajectory"][:, 0], shorter["trajectory"][:, 0]
+    )  # both begin with the same noise
+    assert not torch.equal(kept["trajectory"][:, 1], shorter["trajectory"][:, 1])
+    assert sampling.times_through((1.0, 0.7), 5, 0.0) == pytest.approx(
+        (1.0, 0.9, 0.8, 0.7, 0.7 * 2 / 3, 0.7 / 3)
+    )
+    even = Schedule("flow").spaced(16)
+    assert sampling.times_through((1.0, 0.75, 0.5, 0.25), 16, 0.0) == pytest.approx(even)
 
 
 def test_a_teacher_has_no_step_list_of_its_own():

@@ -155,7 +155,7 @@ def test_export_loads_and_answers_like_the_average(make_teacher, tmp_path):
 def test_shares_of_a_batch_are_the_batch_of_one_rank(world):
     [whole] = [Batches(10, 8, 2, 0, 0, 1).of(3)]
     shares = [micro for rank in range(world) for micro in Batches(10, 8, 2, 0, rank, world).of(3)]
-    assert [micro.index for micro in shares] == [micro.index for micro in whole] == [0, 1, 2, 3]
+    assert [micro.number for micro in shares] == [micro.number for micro in whole] == [0, 1, 2, 3]
     assert all(torch.equal(a.rows, b.rows) for a, b in zip(shares, whole, strict=True))
 
 

@@ -12,7 +12,6 @@ from qdm_pipeline.run import Run
 from qdm_pipeline.training import distill
 from qdm_pipeline.training.loop import train
 from qdm_pipeline.training.model_files import load_predictor
-from qdm_pipeline.training.pairs import Pairs
 from qdm_pipeline.training.validation import Validation, ValidationSettings
 from qdm_pipeline.video.autoencoder import AutoencoderConfig, CausalVideoAutoencoder
 from qdm_pipeline.video.shards import write_shards
@@ -148,21 +147,14 @@ def test_wrong_settings_are_named(make_distill):
         make_distill(guard={"then": "best"})
 
 
-def test_pairs_draw_the_student_to_the_teachers_samples(make_distill, tmp_path):
-    from safetensors.torch import save_file
-
-    draw = torch.Generator().manual_seed(0)
-    noise = torch.randn(8, 3, 1, 2, 2, generator=draw)
-    tensors = {"latents": 3 + noise, "labels": torch.arange(8) % 2}
-    save_file(tensors, tmp_path / "samples.safetensors")
-    with pytest.raises(InputError, match="keep_noise"):
-        Pairs(tmp_path)
-    save_file(tensors | {"noise": noise}, tmp_path / "samples.safetensors")
+def test_trajectories_draw_the_student_to_the_teachers_samples(make_distill, make_trajectories):
     task = make_distill(
-        pairs=Pairs(tmp_path), dmd={"regression_weight": 100.0, "path": "continuous"}, steps=60
+        trajectories=make_trajectories((1.0, 0.5), "fresh"),
+        dmd={"regression_weight": 100.0, "path": "continuous"},
+        steps=60,
     )
     losses = [float(task._student_update(step)["student/loss_regression"]) for step in range(60)]
-    assert losses[-1] < 0.5 * losses[0]
+    assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
 
 
 @pytest.mark.parametrize("wrong", [{"path": "soft"}, {"codebook": "ema"}, {"matching": "jeffreys"}])

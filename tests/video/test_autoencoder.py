@@ -24,7 +24,8 @@ CONFIG = AutoencoderConfig(
 )
 SETTINGS = AutoencoderSettings(
     model=CONFIG, latent_noise=0.1, kl_weight=0.002, precision="fp32", steps=30, batch=8, micro_batch=8,
-    learning_rate=3e-3, warmup=5, weight_decay=0.0, clip=1.0, log_every=10, checkpoint=Retention(every=10, keep_last=2, keep_every=None), seed=0,
+    learning_rate=3e-3, warmup=5, weight_decay=0.0, clip=1.0, log_every=10, 
+    checkpoint=Retention(every=10, keep_last=2, keep_every=None), seed=0,
 )  # fmt: skip
 
 

@@ -93,6 +93,15 @@ class Schedule:
         """Apply the shift to times."""
         return self.shift * t / (1 + (self.shift - 1) * t)
 
+    def x0_between(self, x_t: Tensor, t: Tensor, x_s: Tensor, s: Tensor) -> Tensor:
+        """The prediction of x0 at x_t with which one step of DDIM from t to s < t ends at x_s; float64.
+
+        (Salimans & Ho 2022, arXiv:2202.00512, appendix G: what a student of half the steps is taught.)
+        """
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = self.coefficients(t, x_t), self.coefficients(s, x_t)
+        ratio = sigma_s / sigma_t
+        return (x_s.double() - ratio * x_t.double()) / (alpha_s - ratio * alpha_t)
+
     def draw_times(
         self, count: int, low: float, high: float, generator: torch.Generator, density: Density = "uniform"
     ) -> Tensor:

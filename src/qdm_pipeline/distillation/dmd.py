@@ -49,16 +49,22 @@ class StudentLoss(NamedTuple):
 class QuantizedDiffusionDMD(nn.Module):
     """Distribution matching distillation (DMD2, arXiv:2405.14867) of a student with a codebook.
 
-    All roles start as the teacher. Teacher (real score) and fake score look through the continuous path; the
-    student answers through ``settings.path``. Its codebook stays still unless ``settings.codebook`` says so.
+    All roles start as the teacher, or the student as ``student``. Teacher (real score) and fake score look
+    through the continuous path; the student answers through ``settings.path``. Its codebook stays still
+    unless ``settings.codebook`` says so.
     """
 
     def __init__(
-        self, teacher: QuantizedDiffusionPredictor, schedule: Schedule, settings: DmdSettings
+        self,
+        teacher: QuantizedDiffusionPredictor,
+        schedule: Schedule,
+        settings: DmdSettings,
+        student: QuantizedDiffusionPredictor | None = None,
     ) -> None:
         super().__init__()
         self.teacher = teacher.eval().requires_grad_(False)
-        student, fake = (copy.deepcopy(teacher).requires_grad_(True) for _ in range(2))
+        fake = copy.deepcopy(teacher).requires_grad_(True)
+        student = (student or copy.deepcopy(teacher)).requires_grad_(True)
         self.student, self.fake_score = student, fake
         self.schedule, self.settings = schedule, settings
         if settings.codebook == "trained":
@@ -109,10 +115,10 @@ class QuantizedDiffusionDMD(nn.Module):
             total = total + settings.denoising_weight * parts["denoising"]
         return StudentLoss(total, prediction, parts, gap, pulls)
 
-    def regression_loss(self, noise: Tensor, sample: Tensor, condition: Condition) -> Tensor:
-        """Squared error of the student's first step on what the teacher makes of ``noise`` (DMD, eq. 9)."""
-        answer: Answer = self.rollout(noise[None], condition, 0)
-        return F.mse_loss(answer.prediction.x0, sample)
+    def regression_loss(self, x_t: Tensor, target: Tensor, condition: Condition, step: int) -> Tensor:
+        """Squared error of a step of the student on its teacher's trajectory (DMD, eq. 9, at each step)."""
+        answer: Answer = self.rollout(x_t[None], condition, step, simulated=False)
+        return F.mse_loss(answer.prediction.x0, target)
 
     def critic_loss(self, draw: Draw) -> CriticLoss:
         """Losses of fake score and discriminator on what the student makes at step ``draw.last``."""

@@ -29,15 +29,23 @@ class Rollout(nn.Module):
         super().__init__()
         self.student, self.schedule, self.settings = student, schedule, settings
 
-    def forward(self, noise: Tensor, condition: Condition, last: int, real: Tensor | None = None) -> Answer:
+    def forward(
+        self,
+        noise: Tensor,
+        condition: Condition,
+        last: int,
+        real: Tensor | None = None,
+        simulated: bool = True,
+    ) -> Answer:
         """Answer after steps 0 … ``last`` for noise [S, B, C, T, H, W], one draw for each of the S times.
 
-        With ``real`` latents nothing is simulated: the step's input is ``real``, noised to its time.
+        With ``real`` latents nothing is simulated: the step's input is ``real``, noised to its time. Nor
+        is it where not ``simulated``: the input is then ``noise[0]`` itself.
         """
         times, x = self.settings.times, noise[0]
         if real is not None:
             x = self.schedule.add_noise(real, x, self._time(x, times[last]))
-        for index in range(last if real is None else 0):
+        for index in range(last if real is None and simulated else 0):
             with torch.no_grad():
                 t = self._time(x, times[index])
                 x0 = self._answer(x, t, condition).prediction.x0

@@ -47,7 +47,7 @@ class DmdSettings:
     high: float
     weight_limit: float  # of the fake score's loss, see Schedule.velocity_weight
     denoising_weight: float  # of the student's squared error on real latents, noised to its own times
-    regression_weight: float  # of its squared error on pairs of noise and the teacher's sample from it
+    regression_weight: float  # of its squared error on trajectories of its teacher, at the trained step
     gan: GanSettings
 
     def __post_init__(self) -> None:

@@ -167,7 +167,7 @@ class ClassifierTask:
     def _batch(self, step: int, micro: MicroBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Augmented clips float [B, 3, T, H, W] in [-1, 1], their labels [B] and transforms [B]."""
         s, rows = self.settings, self.rows[micro.rows]
-        draw = generator(s.seed, step, micro.index, "classifier augmentation")
+        draw = generator(s.seed, step, micro.number, "classifier augmentation")
         transforms = torch.randint(1, len(TRANSFORMS), (len(rows),), generator=draw)
         transforms[torch.rand(len(rows), generator=draw) >= s.transformed] = 0
         shifts = torch.randint(-s.max_shift, s.max_shift + 1, (len(rows), 2), generator=draw)

@@ -48,17 +48,32 @@ def train_teacher(run: Run, ranks: Ranks) -> None:
     train(TeacherTask(settings, ShardSet(run.inputs["latents"].path), ranks), run, ranks)
 
 
+def start_student(run: Run, ranks: Ranks) -> None:
+    """Teacher and its trajectories to a few-step student that distillation starts from."""
+    from qdm_pipeline.training.loop import train
+    from qdm_pipeline.training.model_files import load_schedule
+    from qdm_pipeline.training.start import StartJob, StartTask
+    from qdm_pipeline.training.trajectories import Trajectories
+
+    job, teacher = build(StartJob, run.settings), run.inputs["teacher"].path
+    trajectories = Trajectories(
+        run.inputs["trajectories"].path, job.times, job.renoising, load_schedule(teacher)
+    )
+    train(StartTask(job, teacher, trajectories, ranks), run, ranks)
+
+
 def distill_student(run: Run, ranks: Ranks) -> None:
     """Teacher and latents to the few-step student."""
     from qdm_pipeline.evaluation.features import load_classifier
     from qdm_pipeline.training.distill import DistillSettings, DistillTask
     from qdm_pipeline.training.loop import train
-    from qdm_pipeline.training.pairs import Pairs
+    from qdm_pipeline.training.model_files import load_schedule
+    from qdm_pipeline.training.trajectories import Trajectories
     from qdm_pipeline.training.validation import LEAST, Validation
     from qdm_pipeline.video.autoencoder import load_autoencoder
 
     settings, inputs = build(DistillSettings, run.settings), run.inputs
-    validation = pairs = None
+    validation = trajectories = None
     if settings.validation is not None:
         clips = ShardSet(inputs["clips"].path)
         if (found := len(clips.rows("validation"))) >= LEAST:
@@ -71,10 +86,19 @@ def distill_student(run: Run, ranks: Ranks) -> None:
                 "it is trained unjudged and the last one is kept", found, LEAST,
             )  # fmt: skip
     if settings.dmd.regression_weight > 0:
-        pairs = Pairs(inputs["teacher_pairs"].path)
-    latents = ShardSet(inputs["latents"].path)
-    teacher, pictures = inputs["teacher"].path, run.directory / "samples"
-    train(DistillTask(settings, teacher, latents, ranks, validation, pairs, pictures), run, ranks)
+        dmd, schedule = settings.dmd, load_schedule(inputs["teacher"].path)
+        trajectories = Trajectories(inputs["trajectories"].path, dmd.times, dmd.renoising, schedule)
+    task = DistillTask(
+        settings,
+        inputs["teacher"].path,
+        ShardSet(inputs["latents"].path),
+        ranks,
+        validation,
+        trajectories,
+        run.directory / "samples",
+        inputs["start"].path if "start" in inputs else None,
+    )
+    train(task, run, ranks)
 
 
 def sample_model(run: Run, ranks: Ranks) -> None:
@@ -117,6 +141,7 @@ JOBS: dict[str, Callable[[Run, Ranks], None]] = {
     "latents": encode_clips,
     "classifier": train_classifier,
     "teacher": train_teacher,
+    "start": start_student,
     "student": distill_student,
     "samples": sample_model,
     "evaluation": evaluate_samples,

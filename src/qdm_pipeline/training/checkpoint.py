@@ -1,7 +1,7 @@
 """Checkpoints of a run: copied, then written aside by a thread, digested, renamed; verified before use.
 
-A checkpoint ``checkpoints/step-NNNNNNNN`` is ``state.pt`` and ``manifest.json``, which is written last, has the
-digest of the other and of itself, and makes the directory a checkpoint. Whatever else lies there is none.
+A checkpoint ``checkpoints/step-NNNNNNNN`` is ``state.pt`` and ``manifest.json``, which is written last and
+has the digest of the other and of itself.
 """
 
 import errno
@@ -40,6 +40,18 @@ class Writer:
         self._error: BaseException | None = None
         self._good: dict[Path, int] = {}  # verified by this process: not read again at every checkpoint
         remove_parts(self._root)
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        """Let the write that has begun come to its end; its trouble is raised unless there is other."""
+        try:
+            self.wait()
+        except InputError:
+            if kind is None:
+                raise
+            logger.exception("a checkpoint could not be written either")
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Copy ``state``, which may change from then on, and begin to write it. Raises as `wait` does."""

@@ -8,24 +8,26 @@ import torch
 from torch import Tensor
 
 from qdm_pipeline.configuration import require, require_whole, settings
-from qdm_pipeline.diffusion.sampler import Sampler, ddim, renoise
+from qdm_pipeline.diffusion.sampler import ddim
 from qdm_pipeline.diffusion.schedule import Schedule
 from qdm_pipeline.distillation.dmd import Draw, QuantizedDiffusionDMD
 from qdm_pipeline.distillation.settings import DmdSettings
 from qdm_pipeline.errors import DivergenceError, InputError
 from qdm_pipeline.models.precision import Precision, autocast
 from qdm_pipeline.models.predictor import QuantizedDiffusionPredictor, Recompute
-from qdm_pipeline.randomness import Batches, MicroBatch, generator
+from qdm_pipeline.randomness import Batches, MicroBatch, epoch_rows, generator
 from qdm_pipeline.ranks import Ranks
 from qdm_pipeline.retention import Retention
 from qdm_pipeline.training import conditions
+from qdm_pipeline.training.few_step import few_step_sampler, sampled_path, save_student
 from qdm_pipeline.training.guard import Guard, GuardSettings
 from qdm_pipeline.training.loop import Ended
-from qdm_pipeline.training.model_files import load_predictor, save_predictor
+from qdm_pipeline.training.model_files import load_predictor
 from qdm_pipeline.training.optimizer import Ema, Optimizer, OptimizerSettings
-from qdm_pipeline.training.pairs import Pairs
+from qdm_pipeline.training.start import StartSettings
 from qdm_pipeline.training.statistics import LatentSums, Statistics
 from qdm_pipeline.training.teacher import ScheduleSettings
+from qdm_pipeline.training.trajectories import Trajectories
 from qdm_pipeline.training.validation import How, Validation, ValidationSettings
 from qdm_pipeline.training.watch import not_finite
 from qdm_pipeline.video.shards import ShardSet
@@ -40,6 +42,7 @@ GUARDED = 1024  # real latents that the student is held against
 class DistillSettings:
     """How a student is distilled; a step is one update of the student."""
 
+    start: StartSettings
     dmd: DmdSettings
     critic_updates: int  # updates of the fake score before each update of the student
     student_optimizer: OptimizerSettings
@@ -89,12 +92,16 @@ class DistillTask:
         latents: ShardSet,
         ranks: Ranks,
         validation: Validation | None = None,
-        pairs: Pairs | None = None,
+        trajectories: Trajectories | None = None,
         pictures: Path | None = None,
+        start: Path | None = None,
     ) -> None:
-        """``validation`` and ``pairs`` where the settings want them; ``pictures``: a folder for samples."""
+        """``validation`` and ``trajectories`` where the settings want them; ``pictures``: a folder.
+
+        ``start``: the student at its start; without one it is the teacher.
+        """
         self.settings, self.latents, self.ranks = settings, latents, ranks
-        self.validation, self.pairs, self.pictures = validation, pairs, pictures
+        self.validation, self.trajectories, self.pictures = validation, trajectories, pictures
         self.steps, self.log_every = settings.steps, settings.log_every
         self.checkpoint = settings.checkpoint
         model, stored = load_predictor(teacher)
@@ -115,7 +122,8 @@ class DistillTask:
         self.condition = conditions.of_clips(latents, self.rows, self.config)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)  # of the discriminator; all else starts as the teacher
-            self.dmd = QuantizedDiffusionDMD(model, self.schedule, dmd).to(ranks.device)
+            student = None if start is None else load_predictor(start)[0]
+            self.dmd = QuantizedDiffusionDMD(model, self.schedule, dmd, student).to(ranks.device)
         self.dmd.student.recompute(settings.recompute)
         self.dmd.fake_score.recompute(settings.recompute)
         self.critic = self.dmd.critic
@@ -128,8 +136,8 @@ class DistillTask:
         self.critic_optimizer = Optimizer("critic", self.critic, settings.critic_optimizer, critic_steps)
         self.ema = Ema(self.dmd.student, settings.ema)
         self.sums = LatentSums(self.config, self.shape, ranks)
-        start = [self._starting_statistics(last) for last in range(len(dmd.times))]
-        self.guard = Guard(settings.guard, self._real_statistics(), start)
+        began = [self._starting_statistics(last) for last in range(len(dmd.times))]
+        self.guard = Guard(settings.guard, self._real_statistics(), began)
         self.best: Best | None = None
         self.last_loss: Tensor | None = None
 
@@ -187,11 +195,11 @@ class DistillTask:
             with sync, autocast(self.ranks.device, settings.precision):
                 loss = self.dmd.student_loss(draw)
                 descended = loss.total
-                if self.pairs is not None:
-                    pair = self.pairs.draw(
-                        self.batches.first(step, micro.index), len(draw.t), settings.seed, self.ranks.device
-                    )
-                    loss.parts["regression"] = self.dmd.regression_loss(*pair)
+                if self.trajectories is not None:
+                    first = self.batches.first(step, micro.number)
+                    rows = epoch_rows(len(self.trajectories), first, settings.micro_batch, settings.seed)
+                    known = self.trajectories.at(rows, draw.last, self.ranks.device)
+                    loss.parts["regression"] = self.dmd.regression_loss(*known, draw.last)
                     descended = descended + settings.dmd.regression_weight * loss.parts["regression"]
                 (descended / len(micros)).backward()
             total += descended.detach() / len(micros)
@@ -223,7 +231,7 @@ class DistillTask:
         """The random inputs of one forward pass."""
         dmd, device, seed, rows = self.settings.dmd, self.ranks.device, self.settings.seed, micro.rows
         shared = generator(seed, update, 0, f"{purpose} step index")  # one index for all ranks
-        own = generator(seed, update, micro.index, purpose)
+        own = generator(seed, update, micro.number, purpose)
         last = int(torch.randint(len(dmd.times), (), generator=shared))
         noise = torch.randn(last + 1, len(rows), *self.shape, generator=own).to(device)
         low, high = (dmd.low, dmd.high) if purpose == "student" else (0.002, 1.0)
@@ -246,7 +254,7 @@ class DistillTask:
         """Of as many answers at step ``last`` as an update has, of a student that is still its teacher."""
         device = self.ranks.device
         for micro in self.batches.of(0):
-            draw = generator(self.settings.seed, last, micro.index, "start")
+            draw = generator(self.settings.seed, last, micro.number, "start")
             noise = torch.randn(last + 1, len(micro.rows), *self.shape, generator=draw).to(device)
             condition = self.condition.rows(micro.rows).to(device)
             with autocast(device, self.settings.precision):
@@ -278,7 +286,9 @@ class DistillTask:
     def _how(self, role: str) -> How:
         dmd, schedule, precision = self.settings.dmd, self.schedule, self.settings.precision
         if role == "student":
-            return How(few_step_sampler(dmd), dmd.times, sampled_path(dmd), 1.0, schedule, precision)
+            return How(
+                few_step_sampler(dmd.renoising), dmd.times, sampled_path(dmd.path), 1.0, schedule, precision
+            )
         guidance = dmd.guidance if role == "teacher" else 1.0
         return How(ddim, schedule.spaced(SHOWN_STEPS), "continuous", guidance, schedule, precision)
 
@@ -319,22 +329,9 @@ class DistillTask:
         return {"parameters": parameters, "steps": self.steps, "update": update}
 
     def _save(self, directory: Path, weights: dict[str, Tensor]) -> None:
-        if not self.ranks.is_main:
-            return
-        dmd = self.settings.dmd
-        directory.mkdir(exist_ok=True)
-        save_predictor(
-            directory, self.config, weights, self.schedule_settings, latent_shape=self.shape,
-            times=list(dmd.times), path=sampled_path(dmd),
-            sampler="ddim" if dmd.renoising == "kept" else "renoise",
-        )  # fmt: skip
-
-
-def few_step_sampler(dmd: DmdSettings) -> Sampler:
-    """The sampler whose inputs the student was trained on; without eta, DDIM keeps the noise it finds."""
-    return ddim if dmd.renoising == "kept" else renoise
-
-
-def sampled_path(dmd: DmdSettings) -> Any:
-    """The path that the student is sampled through: a soft choice of codes ends as a choice."""
-    return "continuous" if dmd.path == "continuous" else "quantized"
+        if self.ranks.is_main:
+            dmd = self.settings.dmd
+            save_student(
+                directory, self.config, weights, self.schedule_settings, self.shape, dmd.times,
+                sampled_path(dmd.path), dmd.renoising,
+            )  # fmt: skip

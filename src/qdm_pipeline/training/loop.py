@@ -1,6 +1,7 @@
 """The training loop: resume, step, log, checkpoint, export. It reads from top to bottom."""
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -58,7 +59,16 @@ def train(task: Task, run: Run, ranks: Ranks) -> None:
     is taken, and `InputError` for a disk that takes no checkpoint.
     """
     start = resume(task, run, ranks)
-    writer = checkpoint.Writer(run.directory, task.checkpoint) if ranks.is_main else None
+    with checkpoint.Writer(run.directory, task.checkpoint) if ranks.is_main else nullcontext() as writer:
+        _take_steps(task, run, ranks, start, writer)
+    metadata = task.export(run.directory)
+    if ranks.is_main:
+        run.finish(digest_file(run.directory / "model.safetensors"), metadata)
+        checkpoint.clear(run.directory)
+    ranks.barrier()
+
+
+def _take_steps(task: Task, run: Run, ranks: Ranks, start: int, writer: checkpoint.Writer | None) -> None:
     tracker = open_tracker(run, ranks)
     log = run.directory / "log.txt" if ranks.is_main else None
     progress = Progress(run.kind, start, task.steps, log, ranks.device)
@@ -85,12 +95,6 @@ def train(task: Task, run: Run, ranks: Ranks) -> None:
                 writer.save(done, state)
     progress.close()
     tracker.close()
-    metadata = task.export(run.directory)
-    if writer is not None:
-        writer.wait()
-        run.finish(digest_file(run.directory / "model.safetensors"), metadata)
-        checkpoint.clear(run.directory)
-    ranks.barrier()
 
 
 def resume(task: Task, run: Run, ranks: Ranks) -> int:

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qdm_pipeline.configuration import build, plain
+from qdm_pipeline.diffusion.schedule import Schedule
 from qdm_pipeline.errors import InputError
 from qdm_pipeline.files import read_json, write_json
 from qdm_pipeline.models.predictor import PredictorConfig, QuantizedDiffusionPredictor
@@ -19,6 +20,12 @@ def save_predictor(
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     save_file(contiguous, directory / "model.safetensors")
     write_json(directory / "config.json", {"predictor": plain(config), "schedule": plain(schedule), **extra})
+
+
+def load_schedule(directory: Path) -> Schedule:
+    """The noise schedule of the predictor in a directory."""
+    stored = read_json(directory / "config.json")["schedule"]
+    return Schedule(stored["name"], stored["shift"])
 
 
 def load_predictor(directory: Path) -> tuple[QuantizedDiffusionPredictor, dict[str, Any]]:

@@ -31,7 +31,7 @@ class Progress:
         self.bar.update()
 
     def report(self, done: int, metrics: dict[str, Tensor]) -> None:
-        """Show some metrics in the live line and write all of them, with rate, ETA and memory, to the file."""
+        """Show some metrics in the live line; write all, with rate, ETA and memory, to the file."""
         if self.file is None:
             return
         memory = f"{peak_memory(self.device) / 2**30:.2f} GiB"

@@ -1,5 +1,6 @@
 """Sampling a finished model on all ranks: latents, token ids, videos to look at."""
 
+import math
 import time
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -12,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from qdm_pipeline.configuration import build, require, settings
-from qdm_pipeline.diffusion.sampler import Sampler, ddim, dpm_solver, renoise
+from qdm_pipeline.diffusion.sampler import Denoiser, Sampler, ddim, dpm_solver, renoise
 from qdm_pipeline.diffusion.schedule import Schedule
 from qdm_pipeline.errors import InputError
 from qdm_pipeline.files import digest_file
@@ -48,7 +49,7 @@ class SamplingSettings:
     columns: int
     scale: int
     fps: int
-    keep_noise: bool  # beside the samples, for pairs
+    keep: tuple[float, ...]  # times whose noisy latents are kept beside the samples, as trajectories
     precision: Precision
     seed: int
 
@@ -76,12 +77,40 @@ class SamplingSettings:
 def sampling_times(settings: SamplingSettings, schedule: Schedule, config: dict[str, Any]) -> Sequence[float]:
     """The times at which the model is called; `InputError` if a step list is asked of a model without one."""
     if settings.steps is not None:
+        if settings.keep:
+            return times_through(settings.keep, settings.steps, settings.low)
         return schedule.spaced(settings.steps, settings.low, settings.high)
     if "times" not in config:
         raise InputError(
             f"{settings.name}: steps is null, but this model has no step list of its own; set a number"
         )
     return tuple(config["times"])
+
+
+def times_through(kept: Sequence[float], steps: int, low: float) -> tuple[float, ...]:
+    """At least ``steps`` times that fall towards ``low`` (not reached) and pass all of ``kept``."""
+    parts = math.ceil(steps / len(kept))
+    ends = zip(kept, [*kept[1:], low], strict=True)
+    return tuple(start + (end - start) * part / parts for start, end in ends for part in range(parts))
+
+
+class Kept:
+    """A denoiser that remembers what it was called with at some times."""
+
+    def __init__(self, denoiser: Denoiser, times: Sequence[float]) -> None:
+        self.denoiser, self.times = denoiser, times
+        self.seen: dict[float, Tensor] = {}
+
+    def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """The denoiser's answer."""
+        for kept in self.times:
+            if float(t[0]) == float(torch.tensor(kept, dtype=t.dtype)):
+                self.seen[kept] = x_t
+        return self.denoiser(x_t, t)
+
+    def trajectory(self) -> Tensor:
+        """[B, S, C, T, H, W] on the CPU, in the order of the times."""
+        return torch.stack([self.seen[kept] for kept in self.times], 1).cpu()
 
 
 def chosen_sampler(settings: SamplingSettings, config: dict[str, Any]) -> Sampler:
@@ -148,13 +177,14 @@ def sample(run: Run, ranks: Ranks) -> None:
     for index in tqdm(mine, settings.name, unit="batch", disable=not ranks.is_main, dynamic_ncols=True):
         asked = condition.rows(batches[index]).to(ranks.device)
         denoiser = GuidedDenoiser(model, asked, settings.guidance, path)
+        kept = Kept(denoiser, settings.keep)
         draw = generator(settings.seed, index, 0, "sampling")
         noise = torch.randn(len(batches[index]), *config["latent_shape"], generator=draw).to(ranks.device)
         with torch.inference_mode(), autocast(ranks.device, settings.precision):
-            latents = sampler(denoiser, noise, times, schedule, draw)
+            latents = sampler(kept, noise, times, schedule, draw)
             parts[index] = {"latents": latents.cpu()} | denoiser.tokens()
-            if settings.keep_noise:
-                parts[index]["noise"] = noise.cpu()
+            if settings.keep:
+                parts[index]["trajectory"] = kept.trajectory()
     seconds = time.perf_counter() - started
     gathered = {index: part for share in ranks.gather(parts) for index, part in share.items()}
     total = float(ranks.sum(torch.tensor(seconds, dtype=torch.float64, device=ranks.device)))

@@ -122,7 +122,7 @@ class TeacherTask:
         micros = self.batches.of(step)
         totals: dict[str, Tensor] = {}
         for micro in micros:
-            draw = generator(settings.seed, step, micro.index, "teacher")
+            draw = generator(settings.seed, step, micro.number, "teacher")
             with ranks.sync(self.wrapped, micro is micros[-1]):
                 losses = self._forward(micro.rows, draw)
                 (losses.total / len(micros)).backward()

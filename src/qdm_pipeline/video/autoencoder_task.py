@@ -105,7 +105,7 @@ class AutoencoderTask:
     def _losses(self, step: int, micro: MicroBatch) -> tuple[Tensor, Tensor]:
         s, device = self.settings, self.ranks.device
         video = self._videos(self.rows[micro.rows]).to(device)
-        draw = generator(s.seed, step, micro.index, "autoencoder noise")
+        draw = generator(s.seed, step, micro.number, "autoencoder noise")
         noise = s.latent_noise * torch.randn(len(video), *self.grid, s.model.latent_channels, generator=draw)
         with autocast(device, s.precision):
             reconstruction, latents = self.wrapped(video, noise.to(device))

@@ -1,6 +1,7 @@
 """Latents to a teacher, the teacher to a student."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -10,7 +11,9 @@ from qdm_pipeline.handle import Handle
 from qdm_pipeline.launch.agent import run_job
 from qdm_pipeline.run import Run
 from qdm_pipeline.training.distill import DistillSettings
+from qdm_pipeline.training.few_step import sampled_path
 from qdm_pipeline.training.sampling import SamplingSettings
+from qdm_pipeline.training.start import StartJob
 from qdm_pipeline.training.teacher import TeacherSettings
 
 logger = logging.getLogger(__name__)
@@ -21,7 +24,7 @@ def train_teacher(settings: TeacherSettings, latents: Handle, runs: Path, world_
     return run_job(Run.create("teacher", settings, {"latents": latents}, runs), world_size)
 
 
-def make_pairs(
+def make_trajectories(
     settings: SamplingSettings,
     distill: DistillSettings,
     teacher: Handle,
@@ -29,19 +32,43 @@ def make_pairs(
     runs: Path,
     world_size: int,
 ) -> Handle:
-    """Sample the teacher's ODE and keep the noise, if a regression is asked for."""
-    if distill.dmd.regression_weight == 0:
-        logger.info("teacher_pairs: none made, as distill.dmd.regression_weight is 0")
+    """Sample the teacher's ODE and keep what it passes at the student's times, if anything learns from it."""
+    if distill.start.steps == 0 and distill.dmd.regression_weight == 0:
+        logger.info("trajectories: none made, as distill.start.steps and distill.dmd.regression_weight are 0")
         return Handle("samples", teacher.path, "none", {"count": 0})
+    settings = replace(settings, keep=distill.dmd.times)
     return run_job(
         Run.create("samples", settings, {"model": teacher, "autoencoder": autoencoder}, runs), world_size
+    )
+
+
+def start_student(
+    settings: DistillSettings, teacher: Handle, trajectories: Handle, runs: Path, world_size: int
+) -> Handle:
+    """Teach the teacher's trajectories to a student of few steps, if that is asked for."""
+    if settings.start.steps == 0:
+        logger.info("student_start: the teacher itself, as distill.start.steps is 0")
+        return Handle("start", teacher.path, teacher.digest, {"steps": 0})
+    dmd = settings.dmd
+    job = StartJob(
+        start=settings.start,
+        times=dmd.times,
+        path=sampled_path(dmd.path),
+        renoising=dmd.renoising,
+        precision=settings.precision,
+        recompute=settings.recompute,
+        seed=settings.seed,
+    )
+    return run_job(
+        Run.create("start", job, {"teacher": teacher, "trajectories": trajectories}, runs), world_size
     )
 
 
 def distill_student(
     settings: DistillSettings,
     teacher: Handle,
-    teacher_pairs: Handle,
+    trajectories: Handle,
+    student_start: Handle,
     latents: Handle,
     clips: Handle,
     autoencoder: Handle,
@@ -54,7 +81,9 @@ def distill_student(
     if settings.validation is not None:
         inputs |= {"clips": clips, "autoencoder": autoencoder, "classifier": classifier}
     if settings.dmd.regression_weight > 0:
-        inputs |= {"teacher_pairs": teacher_pairs}
+        inputs |= {"trajectories": trajectories}
+    if settings.start.steps > 0:
+        inputs |= {"start": student_start}
     return run_job(Run.create("student", settings, inputs, runs), world_size)
 
 

@@ -23,11 +23,18 @@ def create_pipeline() -> Pipeline:
             ),
             node(nodes.plot_curves, "teacher", "teacher_curves", name="plot_teacher", tags="teacher"),
             node(
-                nodes.make_pairs,
-                ["params:teacher_pairs", "params:distill", "teacher", "autoencoder"]
+                nodes.make_trajectories,
+                ["params:teacher_trajectories", "params:distill", "teacher", "autoencoder"]
                 + ["sample_runs", "params:world_size"],
-                "teacher_pairs",
-                name="make_pairs",
+                "trajectories",
+                name="make_trajectories",
+                tags="distill",
+            ),
+            node(
+                nodes.start_student,
+                ["params:distill", "teacher", "trajectories", "model_runs", "params:world_size"],
+                "student_start",
+                name="start_student",
                 tags="distill",
             ),
             node(
@@ -35,7 +42,8 @@ def create_pipeline() -> Pipeline:
                 [
                     "params:distill",
                     "teacher",
-                    "teacher_pairs",
+                    "trajectories",
+                    "student_start",
                     "latents",
                     "clips",
                     "autoencoder",
