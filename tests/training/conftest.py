@@ -5,7 +5,8 @@ from safetensors.torch import save_file
 from qdm_pipeline.configuration import build
 from qdm_pipeline.diffusion.schedule import Schedule
 from qdm_pipeline.ranks import Ranks
-from qdm_pipeline.training.distill import DistillSettings, DistillTask
+from qdm_pipeline.training.distill import DistillTask
+from qdm_pipeline.training.distill_settings import DistillSettings
 from qdm_pipeline.training.teacher import TeacherSettings, TeacherTask
 from qdm_pipeline.training.trajectories import Trajectories
 from qdm_pipeline.video.shards import write_shards
@@ -17,6 +18,7 @@ COMMON = dict(
     batch=4,
     micro_batch=4,
     precision="fp32",
+    parallel=dict(strategy="ddp", offload_teacher=False, compile=False),
     recompute="nothing",
     seed=3,
     log_every=1,

@@ -8,7 +8,7 @@ from qdm_pipeline.configuration import build
 from qdm_pipeline.handle import Handle
 from qdm_pipeline.launch.agent import run_job
 from qdm_pipeline.run import Run
-from qdm_pipeline.training.distill import DistillSettings
+from qdm_pipeline.training.distill_settings import DistillSettings
 
 OPTIONS = {
     "everything": {"gan": {"student_weight": 0.1, "r1_weight": 1.0}, "denoising_weight": 0.1,

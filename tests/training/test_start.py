@@ -25,8 +25,9 @@ def make_start(make_teacher, make_trajectories, distill_settings, tmp_path):
 
     def make(ranks=None, path="quantized", **changes):
         start = distill_settings({})["start"] | {"steps": 60} | changes
+        parallel = dict(strategy="ddp", offload_teacher=False, compile=False)
         job = dict(start=start, times=TIMES, path=path, renoising="kept", precision="fp32", seed=0)
-        settings = build(StartJob, job | {"recompute": "nothing"})
+        settings = build(StartJob, job | {"recompute": "nothing", "parallel": parallel})
         return StartTask(settings, exported, make_trajectories(TIMES, "kept"), ranks or Ranks())
 
     return make

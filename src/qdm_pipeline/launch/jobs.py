@@ -65,7 +65,8 @@ def start_student(run: Run, ranks: Ranks) -> None:
 def distill_student(run: Run, ranks: Ranks) -> None:
     """Teacher and latents to the few-step student."""
     from qdm_pipeline.evaluation.features import load_classifier
-    from qdm_pipeline.training.distill import DistillSettings, DistillTask
+    from qdm_pipeline.training.distill import DistillTask
+    from qdm_pipeline.training.distill_settings import DistillSettings
     from qdm_pipeline.training.loop import train
     from qdm_pipeline.training.model_files import load_schedule
     from qdm_pipeline.training.trajectories import Trajectories

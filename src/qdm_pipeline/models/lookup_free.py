@@ -65,6 +65,7 @@ class LookupFreeQuantizer(Quantizer):
         rank: int = 0,
         world: int = 1,
         reduce: Callable[[Tensor], Tensor] | None = None,
+        forwards: int = 1,
     ) -> dict[str, Tensor]:
         """Count what was collected on all ranks; a grid has nothing to learn."""
         if reduce is not None:

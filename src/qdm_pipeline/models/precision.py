@@ -15,8 +15,13 @@ Precision = Literal["auto", "fp32", "bf16"]  # auto: bf16 where the hardware mul
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """Matrix products in bfloat16, or not; weights stay as they are."""
-    lowered = precision == "bf16" or (precision == "auto" and multiplies_bfloat16(device.type))
-    return torch.autocast(device.type, torch.bfloat16, enabled=lowered)
+    return torch.autocast(device.type, torch.bfloat16, enabled=lowered(device.type, precision) is not None)
+
+
+def lowered(device_type: str, precision: Precision) -> torch.dtype | None:
+    """What matrix products are lowered to, or None."""
+    low = precision == "bf16" or (precision == "auto" and multiplies_bfloat16(device_type))
+    return torch.bfloat16 if low else None
 
 
 @lru_cache

@@ -118,6 +118,7 @@ class Quantizer(nn.Module):
         rank: int = 0,
         world: int = 1,
         reduce: Callable[[Tensor], Tensor] | None = None,
+        forwards: int = 1,
     ) -> dict[str, Tensor]:
         """Take in what was collected, once per optimizer step, on every rank; returns metrics."""
         raise NotImplementedError
@@ -200,7 +201,9 @@ class VectorQuantizer(Quantizer):
         self.register_buffer("sums", start.clone())
         self.register_buffer("initialised", torch.tensor(False))
         self.register_buffer("pending", torch.zeros(2 + 2 * groups * size * (dim + 1)), persistent=False)
-        self._latest: tuple[Tensor, Tensor] | None = None  # newest tokens [G, N, D], which may replace codes
+        self._seen: list[
+            tuple[Tensor, Tensor]
+        ] = []  # of every forward pass: tokens [G, N, D], which may teach
 
     def learn_codebook(self) -> None:
         """Let gradients move the codes, as parameters; averages and `commit` have no say any more."""
@@ -245,7 +248,7 @@ class VectorQuantizer(Quantizer):
         collected[:, :-1].index_add_(0, place, kept.flatten(0, 1))
         collected[:, -1].index_add_(0, place, learned.float().repeat(groups))
         self.tally.add_(torch.stack([left_out.sum().float(), torch.linalg.vector_norm(kept).square()]))
-        self._latest = kept, learned
+        self._seen.append((kept, learned))
 
     @torch.no_grad()
     def commit(
@@ -255,16 +258,19 @@ class VectorQuantizer(Quantizer):
         rank: int = 0,
         world: int = 1,
         reduce: Callable[[Tensor], Tensor] | None = None,
+        forwards: int = 1,
     ) -> dict[str, Tensor]:
         """Move the codebook once, from everything collected since the last commit on all ranks.
 
-        ``reduce`` sums a tensor over ranks in place; it is called once, also by a rank without tokens. The
-        first commit puts the codes onto data. Returns, over all ranks, under ``codebook/``: ``replaced``, the
-        churn in codes, mean over groups; ``error``, relative to the tokens' variance; tokens ``left_out``.
+        ``reduce`` sums a tensor over ranks in place; it is called once, also by a rank without tokens.
+        ``forwards`` is how many forward passes each rank has collected from: the codebook depends on those of
+        all ranks together, not on who made which. The first commit puts the codes onto data. Returns, over
+        all ranks, under ``codebook/``: ``replaced``, the churn in codes, mean over groups; ``error``,
+        relative to the tokens' variance; tokens ``left_out``.
         """
         first = not bool(self.initialised)
         slots = self.settings.codebook_size if first else max(1, self.settings.codebook_size // 16)
-        candidates = self._propose(slots, seed, step, rank, world)
+        candidates = self._propose(slots, seed, step, rank, world, forwards)
         if reduce is not None:
             reduce(self.pending[: candidates.storage_offset() + candidates.numel()])
         sums, counts = self.collected[..., :-1], self.collected[..., -1]
@@ -277,7 +283,7 @@ class VectorQuantizer(Quantizer):
             "codebook/left_out": self.tally[0].clone(),
         }
         self.pending.zero_()
-        self._latest = None
+        self._seen = []
         return metrics
 
     def _error(self, sums: Tensor, counts: Tensor) -> Tensor:
@@ -288,21 +294,22 @@ class VectorQuantizer(Quantizer):
         spread = norm - (sums.sum(1).square() / counts.sum(1, keepdim=True).clamp(min=1)).sum()
         return (distance / spread.clamp(min=torch.finfo(torch.float64).tiny)).clamp(min=0)
 
-    def _propose(self, slots: int, seed: int, step: int, rank: int, world: int) -> Tensor:
+    def _propose(self, slots: int, seed: int, step: int, rank: int, world: int, forwards: int) -> Tensor:
         """Put this rank's share of tokens that may replace codes, each with a 1 behind it: [G, slots, D + 1].
 
-        Drawn from the newest tokens by (seed, step, rank), so that a resume draws them again.
+        Drawn by (seed, step, forward pass among all of the step), so that a resume draws them again.
         """
         groups, size, dim = self.codebook.shape
         start = 2 + self.collected.numel()
         proposed = self.pending[start : start + groups * slots * (dim + 1)].view(groups, slots, dim + 1)
-        if self._latest is not None and self._latest[0].shape[1]:
-            tokens, learned = self._latest
-            mine = len(range(rank, slots, world))
-            draw = generator(seed, step, rank, "revival")
-            rows = torch.randint(tokens.shape[1], (groups, mine), generator=draw).to(tokens.device)
-            proposed[:, rank::world, :-1] = torch.gather(tokens, 1, rows.unsqueeze(-1).expand(-1, -1, dim))
-            proposed[:, rank::world, -1] = learned[rows].float()
+        for number, (tokens, learned) in enumerate(self._seen[-forwards:], rank * forwards):
+            mine = slice(number, None, world * forwards)
+            count = len(range(slots)[mine])
+            if tokens.shape[1] and count:
+                draw = generator(seed, step, number, "revival")
+                rows = torch.randint(tokens.shape[1], (groups, count), generator=draw).to(tokens.device)
+                proposed[:, mine, :-1] = torch.gather(tokens, 1, rows.unsqueeze(-1).expand(-1, -1, dim))
+                proposed[:, mine, -1] = learned[rows].float()
         return proposed
 
     def _update(

@@ -7,28 +7,34 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from qdm_pipeline.configuration import require, require_whole, settings
 from qdm_pipeline.diffusion.sampler import ddim
 from qdm_pipeline.diffusion.schedule import Schedule
 from qdm_pipeline.distillation.dmd import Draw, QuantizedDiffusionDMD
-from qdm_pipeline.distillation.settings import DmdSettings
 from qdm_pipeline.errors import DivergenceError, InputError
-from qdm_pipeline.models.precision import Precision, autocast
-from qdm_pipeline.models.predictor import QuantizedDiffusionPredictor, Recompute
+from qdm_pipeline.models.precision import autocast
+from qdm_pipeline.models.predictor import QuantizedDiffusionPredictor
 from qdm_pipeline.randomness import Batches, MicroBatch, epoch_rows, generator
 from qdm_pipeline.ranks import Ranks
-from qdm_pipeline.retention import Retention
 from qdm_pipeline.training import conditions
+from qdm_pipeline.training.distill_settings import DistillSettings
 from qdm_pipeline.training.few_step import few_step_sampler, sampled_path, save_student
-from qdm_pipeline.training.guard import Guard, GuardSettings
-from qdm_pipeline.training.loop import Ended
+from qdm_pipeline.training.guard import Guard
+from qdm_pipeline.training.loop import Ended, add_share
 from qdm_pipeline.training.model_files import load_predictor
-from qdm_pipeline.training.optimizer import Ema, Optimizer, OptimizerSettings
-from qdm_pipeline.training.start import StartSettings
+from qdm_pipeline.training.optimizer import Ema, Optimizer
+from qdm_pipeline.training.parallelize import (
+    load_state,
+    shard,
+    spread,
+    state_of,
+    sync,
+    whole,
+    wrap,
+)
 from qdm_pipeline.training.statistics import LatentSums, Statistics
 from qdm_pipeline.training.teacher import ScheduleSettings
 from qdm_pipeline.training.trajectories import Trajectories
-from qdm_pipeline.training.validation import How, Validation, ValidationSettings
+from qdm_pipeline.training.validation import How, Validation
 from qdm_pipeline.training.watch import not_finite
 from qdm_pipeline.video.shards import ShardSet
 
@@ -36,42 +42,6 @@ logger = logging.getLogger(__name__)
 
 SHOWN_STEPS = 16  # of the samples that show teacher and fake score
 GUARDED = 1024  # real latents that the student is held against
-
-
-@settings
-class DistillSettings:
-    """How a student is distilled; a step is one update of the student."""
-
-    start: StartSettings
-    dmd: DmdSettings
-    critic_updates: int  # updates of the fake score before each update of the student
-    student_optimizer: OptimizerSettings
-    critic_optimizer: OptimizerSettings
-    validation: ValidationSettings | None
-    guard: GuardSettings
-    batch: int  # samples an update, on all ranks together
-    micro_batch: int  # samples a forward pass
-    steps: int
-    ema: float
-    precision: Precision
-    recompute: Recompute
-    seed: int
-    log_every: int
-    checkpoint: Retention
-
-    def __post_init__(self) -> None:
-        for name in ("critic_updates", "micro_batch", "steps", "log_every"):
-            require(getattr(self, name) >= 1, f"{name}: found {getattr(self, name)}, must be at least 1")
-        require_whole(self.batch, self.micro_batch)
-        every = self.validation.every if self.validation else self.log_every
-        require(
-            every % self.log_every == 0,
-            f"validation.every: found {every}, must be a multiple of log_every ({self.log_every})",
-        )
-        require(
-            self.guard.then == "stop" or self.validation is not None,
-            "guard.then: found 'best', but without validation no student is known to be the best",
-        )
 
 
 class Best(NamedTuple):
@@ -127,8 +97,9 @@ class DistillTask:
         self.dmd.student.recompute(settings.recompute)
         self.dmd.fake_score.recompute(settings.recompute)
         self.critic = self.dmd.critic
-        self.dmd.rollout = self.wrapped_student = ranks.wrap(self.dmd.rollout)
-        self.dmd.critic = self.wrapped_critic = ranks.wrap(self.dmd.critic)
+        self._spread()
+        self.dmd.rollout = self.wrapped_student = wrap(self.dmd.rollout, settings.parallel, ranks)
+        self.dmd.critic = self.wrapped_critic = wrap(self.dmd.critic, settings.parallel, ranks)
         self.student_optimizer = Optimizer(
             "student", self.dmd.student, settings.student_optimizer, settings.steps
         )
@@ -140,6 +111,14 @@ class DistillTask:
         self.guard = Guard(settings.guard, self._real_statistics(), began)
         self.best: Best | None = None
         self.last_loss: Tensor | None = None
+
+    def _spread(self) -> None:
+        parallel, ranks, precision = self.settings.parallel, self.ranks, self.settings.precision
+        spread(self.dmd.student, parallel, ranks, precision)
+        spread(self.dmd.fake_score, parallel, ranks, precision)
+        spread(self.dmd.teacher, parallel, ranks, precision, parallel.offload_teacher)
+        if self.dmd.discriminator is not None:
+            shard(self.dmd.discriminator, parallel, ranks)
 
     @property
     def sound(self) -> bool:
@@ -169,56 +148,49 @@ class DistillTask:
         totals: dict[str, Tensor] = {}
         micros = self.batches.of(update)
         for micro in micros:
-            draw, sync = (
-                self._draw(update, micro, "critic"),
-                self.ranks.sync(self.wrapped_critic, micro is micros[-1]),
-            )
-            with sync, autocast(self.ranks.device, self.settings.precision):
+            draw, last = self._draw(update, micro, "critic"), micro is micros[-1]
+            with sync(self.wrapped_critic, self.ranks, last), self._autocast():
                 loss = self.dmd.critic_loss(draw)
                 (loss.total / len(micros)).backward()
             self.last_loss = loss.total.detach()
-            for name, value in loss._asdict().items():
-                if value is not None:
-                    part = value.detach() / len(micros)
-                    totals[name] = totals[name] + part if name in totals else part
+            add_share(totals, loss._asdict(), len(micros))
         norm = self.critic_optimizer.step(update)
         return {f"critic/{name}": value for name, value in totals.items()} | {"critic/gradient_norm": norm}
 
     def _student_update(self, step: int) -> dict[str, float | Tensor]:
-        settings, micros = self.settings, self.batches.of(step)
-        total = torch.zeros((), device=self.ranks.device)
+        settings, ranks, micros = self.settings, self.ranks, self.batches.of(step)
+        totals: dict[str, Tensor] = {}
         for micro in micros:
-            draw, sync = (
-                self._draw(step, micro, "student"),
-                self.ranks.sync(self.wrapped_student, micro is micros[-1]),
-            )
-            with sync, autocast(self.ranks.device, settings.precision):
+            draw = self._draw(step, micro, "student")
+            with sync(self.wrapped_student, ranks, micro is micros[-1]), self._autocast():
                 loss = self.dmd.student_loss(draw)
                 descended = loss.total
                 if self.trajectories is not None:
                     first = self.batches.first(step, micro.number)
                     rows = epoch_rows(len(self.trajectories), first, settings.micro_batch, settings.seed)
-                    known = self.trajectories.at(rows, draw.last, self.ranks.device)
+                    known = self.trajectories.at(rows, draw.last, ranks.device)
                     loss.parts["regression"] = self.dmd.regression_loss(*known, draw.last)
                     descended = descended + settings.dmd.regression_weight * loss.parts["regression"]
                 (descended / len(micros)).backward()
-            total += descended.detach() / len(micros)
-            self.last_loss = total
+            parts = {f"loss_{name}": value for name, value in loss.parts.items()}
+            parts |= {f"pull_{name}": value for name, value in loss.pulls.items()}
+            add_share(totals, {"loss": descended, "score_gap": loss.gap} | parts, len(micros))
+            self.last_loss = totals["loss"]
             self.sums.add(loss.prediction.x0, draw.condition.label, loss.prediction.codes)
-        found, loss_everywhere = self.sums.take(), float(self.ranks.mean(total.clone()))
+        found, loss_everywhere = self.sums.take(), float(ranks.mean(totals["loss"].clone()))
         guarded = self.guard.check(step, draw.last, found, loss_everywhere)
         norm = self.student_optimizer.step(step)
-        metrics: dict[str, float | Tensor] = {}
+        metrics: dict[str, float | Tensor] = {f"student/{name}": value for name, value in totals.items()}
+        metrics |= {"student/gradient_norm": norm} | guarded
         if settings.dmd.codebook == "ema":
-            ranks = self.ranks
             metrics |= self.dmd.student.quantizer.commit(
-                settings.seed, step, ranks.rank, ranks.world, ranks.sum
+                settings.seed, step, ranks.rank, ranks.world, ranks.sum, len(micros)
             )
         self.ema.update(self.dmd.student, step)
-        metrics |= {"student/loss": total, "student/gradient_norm": norm, "student/score_gap": loss.gap}
-        metrics |= {f"student/loss_{name}": value.detach() for name, value in loss.parts.items()}
-        metrics |= {f"student/pull_{name}": value for name, value in loss.pulls.items()}
-        return metrics | guarded
+        return metrics
+
+    def _autocast(self) -> torch.autocast:
+        return autocast(self.ranks.device, self.settings.precision)
 
     def suspects(self, step: int) -> list[str]:
         """See `training.watch.Watched`."""
@@ -257,7 +229,7 @@ class DistillTask:
             draw = generator(self.settings.seed, last, micro.number, "start")
             noise = torch.randn(last + 1, len(micro.rows), *self.shape, generator=draw).to(device)
             condition = self.condition.rows(micro.rows).to(device)
-            with autocast(device, self.settings.precision):
+            with self._autocast():
                 prediction = self.dmd.rollout(noise, condition, last).prediction
             self.sums.add(prediction.x0, condition.label, prediction.codes)
         return self.sums.take()
@@ -295,22 +267,22 @@ class DistillTask:
     def state_dict(self) -> dict[str, Any]:
         """Student, critic, their optimizers, EMA, best student; the teacher stands in the run's inputs."""
         return {
-            "student": self.dmd.student.state_dict(),
-            "critic": self.critic.state_dict(),
+            "student": state_of(self.dmd.student),
+            "critic": state_of(self.critic),
             "student_optimizer": self.student_optimizer.state_dict(),
             "critic_optimizer": self.critic_optimizer.state_dict(),
-            "ema": self.ema.shadow,
+            "ema": whole(self.ema.shadow),
             "best": None if self.best is None else self.best._asdict(),
             "broken": self.guard.broken,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""
-        self.dmd.student.load_state_dict(state["student"])
-        self.critic.load_state_dict(state["critic"])
+        load_state(self.dmd.student, state["student"])
+        load_state(self.critic, state["critic"])
         self.student_optimizer.load_state_dict(state["student_optimizer"])
         self.critic_optimizer.load_state_dict(state["critic_optimizer"])
-        self.ema.shadow = state["ema"]
+        self.ema.load(state["ema"])
         self.best = None if state["best"] is None else Best(**state["best"])
         self.guard.broken = state["broken"]
 

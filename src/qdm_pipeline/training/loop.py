@@ -1,6 +1,7 @@
 """The training loop: resume, step, log, checkpoint, export. It reads from top to bottom."""
 
 import logging
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
@@ -106,6 +107,14 @@ def resume(task: Task, run: Run, ranks: Ranks) -> int:
     if ranks.is_main:
         logger.info("%s: resumed at step %d from %s", run.kind, found.step, found.path)
     return found.step
+
+
+def add_share(totals: dict[str, Tensor], values: Mapping[str, Tensor | None], shares: int) -> None:
+    """Add the metrics of one of ``shares`` forward passes to their mean."""
+    for name, value in values.items():
+        if value is not None:
+            part = value.detach() / shares
+            totals[name] = totals[name] + part if name in totals else part
 
 
 def averaged(metrics: dict[str, float | Tensor], ranks: Ranks) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from qdm_pipeline.models.precision import multiplies_bfloat16
+from qdm_pipeline.training.parallelize import like, whole
 
 # Five steps of X <- (a + b X X' + c (X X')^2) X bring all singular values near 1, not to it: faster so.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -37,12 +38,12 @@ class Muon(torch.optim.Optimizer):
                     shapes[parameter.shape, parameter.device].append(parameter)
             for parameters in shapes.values():
                 updates = orthogonalised(
-                    torch.stack([self._momentum(p, group["momentum"]) for p in parameters])
+                    torch.stack([whole(self._momentum(p, group["momentum"])) for p in parameters])
                 )
                 size = 0.2 * math.sqrt(max(parameters[0].shape))
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
                 for parameter, update in zip(parameters, updates, strict=True):
-                    parameter.add_(update, alpha=-group["lr"] * size)
+                    parameter.add_(like(update, parameter), alpha=-group["lr"] * size)
 
     def _momentum(self, parameter: Tensor, decay: float) -> Tensor:
         state, gradient = self.state[parameter], parameter.grad

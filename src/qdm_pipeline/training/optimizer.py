@@ -1,6 +1,7 @@
 """Optimizers and their learning rate as a function of the step alone."""
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -8,6 +9,9 @@ from torch import nn
 from qdm_pipeline.configuration import require, settings
 from qdm_pipeline.errors import DivergenceError
 from qdm_pipeline.training.muon import Muon
+from qdm_pipeline.training.parallelize import like, reshard, state_of, whole
+
+MOMENTS = {"exp_avg", "exp_avg_sq", "momentum"}  # of the optimizers' state: what is laid out as a parameter
 
 
 @settings
@@ -58,7 +62,7 @@ class Optimizer:
 
         Raises `DivergenceError` before any weight moves if the norm is not finite, on all ranks alike.
         """
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip))
+        norm = float(whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)))
         if not math.isfinite(norm):
             raise DivergenceError(f"{self.role}, update {step}: not finite: gradient norm is {norm}")
         scale = learning_rate_scale(step, self.steps, self.settings.warmup, self.settings.decay)
@@ -70,13 +74,22 @@ class Optimizer:
         return norm
 
     def state_dict(self) -> dict[str, object]:
-        """State of all optimizers."""
-        return {str(index): optimizer.state_dict() for index, optimizer in enumerate(self.optimizers)}
+        """State of all optimizers, in whole tensors; called on all ranks."""
+        return {str(index): whole(optimizer.state_dict()) for index, optimizer in enumerate(self.optimizers)}
 
-    def load_state_dict(self, state: dict[str, dict[str, object]]) -> None:
+    def load_state_dict(self, state: dict[str, dict[str, Any]]) -> None:
         """Inverse of `state_dict`."""
         for index, optimizer in enumerate(self.optimizers):
-            optimizer.load_state_dict(state[str(index)])
+            stored = state[str(index)]
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            moments = {
+                number: {
+                    name: like(value, parameters[number]) if name in MOMENTS else value
+                    for name, value in kept.items()
+                }
+                for number, kept in stored["state"].items()
+            }
+            optimizer.load_state_dict(stored | {"state": moments})
 
 
 def learning_rate_scale(step: int, steps: int, warmup: int, decay: bool) -> float:
@@ -99,9 +112,15 @@ class Ema:
     def update(self, module: nn.Module, step: int) -> None:
         """Move towards the parameters after update ``step`` (from 0); short runs forget their start."""
         decay = min(self.decay, (1 + step) / (10 + step))
+        reshard(module)
         live = [p.detach() for _, p in module.named_parameters()]
         torch._foreach_lerp_(list(self.shadow.values()), live, 1 - decay)
 
     def weights(self, module: nn.Module) -> dict[str, torch.Tensor]:
-        """A state dict for ``module``: averaged parameters, present buffers."""
-        return {name: self.shadow.get(name, value) for name, value in module.state_dict().items()}
+        """Whole tensors for ``module``: averaged parameters, present buffers; called on all ranks."""
+        averaged: dict[str, torch.Tensor] = whole(self.shadow)
+        return {name: averaged.get(name, value) for name, value in state_of(module).items()}
+
+    def load(self, shadow: dict[str, torch.Tensor]) -> None:
+        """Take whole averaged parameters as they were kept."""
+        self.shadow = {name: like(value, self.shadow[name]) for name, value in shadow.items()}

@@ -20,6 +20,7 @@ class Progress:
 
     def __init__(self, kind: str, start: int, steps: int, file: Path | None, device: torch.device) -> None:
         self.start, self.steps, self.file, self.device = start, steps, file, device
+        self.done = start
         self.begun = time.monotonic()
         self.bar = tqdm(
             desc=kind, initial=start, total=steps, unit="step", mininterval=0.5, disable=file is None,
@@ -28,6 +29,7 @@ class Progress:
 
     def step(self) -> None:
         """One more step is done."""
+        self.done += 1
         self.bar.update()
 
     def report(self, done: int, metrics: dict[str, Tensor]) -> None:

@@ -23,6 +23,15 @@ from qdm_pipeline.retention import Retention
 from qdm_pipeline.training.few_step import SampledPath, save_student
 from qdm_pipeline.training.model_files import load_predictor
 from qdm_pipeline.training.optimizer import Ema, Optimizer, OptimizerSettings
+from qdm_pipeline.training.parallelize import (
+    ParallelSettings,
+    load_state,
+    spread,
+    state_of,
+    sync,
+    whole,
+    wrap,
+)
 from qdm_pipeline.training.teacher import ScheduleSettings
 from qdm_pipeline.training.trajectories import Trajectories
 
@@ -56,6 +65,7 @@ class StartJob:
     path: SampledPath
     renoising: Renoising
     precision: Precision
+    parallel: ParallelSettings
     recompute: Recompute
     seed: int
 
@@ -93,7 +103,9 @@ class StartTask:
         self.batches = Batches(
             len(trajectories), job.start.batch, job.start.micro_batch, job.seed, ranks.rank, ranks.world
         )
-        self.wrapped = ranks.wrap(Imitation(self.student, job.path))
+        imitation = Imitation(self.student, job.path)
+        spread(self.student, job.parallel, ranks, job.precision)
+        self.wrapped = wrap(imitation, job.parallel, ranks)
         self.optimizer = Optimizer("start", self.student, job.start.optimizer, self.steps)
         self.ema = Ema(self.student, job.start.ema)
 
@@ -106,7 +118,7 @@ class StartTask:
             steps = torch.randint(len(job.times), (len(micro.rows),), generator=draw)
             x_t, target, condition = self.trajectories.at(micro.rows, steps, device)
             t = torch.tensor(job.times)[steps].to(device)
-            with self.ranks.sync(self.wrapped, micro is micros[-1]), autocast(device, job.precision):
+            with sync(self.wrapped, self.ranks, micro is micros[-1]), autocast(device, job.precision):
                 error, commitment = self.wrapped(x_t, t, target, condition)
                 loss = error + self.settings.commitment_weight * commitment
                 (loss / len(micros)).backward()
@@ -123,16 +135,16 @@ class StartTask:
     def state_dict(self) -> dict[str, Any]:
         """All that an exact resume needs."""
         return {
-            "student": self.student.state_dict(),
+            "student": state_of(self.student),
             "optimizer": self.optimizer.state_dict(),
-            "ema": self.ema.shadow,
+            "ema": whole(self.ema.shadow),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""
-        self.student.load_state_dict(state["student"])
+        load_state(self.student, state["student"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.ema.shadow = state["ema"]
+        self.ema.load(state["ema"])
 
     def export(self, directory: Path) -> dict[str, Any]:
         """Write the averaged student, which can be sampled as it is."""

@@ -22,8 +22,18 @@ from qdm_pipeline.ranks import Ranks
 from qdm_pipeline.retention import Retention
 from qdm_pipeline.training import conditions
 from qdm_pipeline.training.codebook_log import CodebookLog
+from qdm_pipeline.training.loop import add_share
 from qdm_pipeline.training.model_files import save_predictor
 from qdm_pipeline.training.optimizer import Ema, Optimizer, OptimizerSettings
+from qdm_pipeline.training.parallelize import (
+    ParallelSettings,
+    load_state,
+    spread,
+    state_of,
+    sync,
+    whole,
+    wrap,
+)
 from qdm_pipeline.training.watch import not_finite
 from qdm_pipeline.video.shards import ShardSet
 
@@ -64,6 +74,7 @@ class TeacherSettings:
     steps: int
     ema: float
     precision: Precision
+    parallel: ParallelSettings
     recompute: Recompute  # in backward, for memory: see QuantizedDiffusionPredictor.recompute
     seed: int
     log_every: int
@@ -111,7 +122,8 @@ class TeacherTask:
             settings.quantization_weight,
             settings.commitment_weight,
         )
-        self.wrapped = ranks.wrap(self.loss)
+        spread(self.model, settings.parallel, ranks, settings.precision)
+        self.wrapped = wrap(self.loss, settings.parallel, ranks)
         self.optimizer = Optimizer("teacher", self.model, settings.optimizer, settings.steps)
         self.ema = Ema(self.model, settings.ema)
         self.codebook_log = CodebookLog(self.model.quantizer, ranks)
@@ -123,18 +135,18 @@ class TeacherTask:
         totals: dict[str, Tensor] = {}
         for micro in micros:
             draw = generator(settings.seed, step, micro.number, "teacher")
-            with ranks.sync(self.wrapped, micro is micros[-1]):
+            with sync(self.wrapped, ranks, micro is micros[-1]):
                 losses = self._forward(micro.rows, draw)
                 (losses.total / len(micros)).backward()
-            for name, value in losses._asdict().items():
-                if value is not None and name != "codes":
-                    totals[name] = totals.get(name, 0) + value.detach() / len(micros)
+            add_share(totals, losses._replace(codes=None)._asdict(), len(micros))
         self.last_loss = totals["total"]
         norm = self.optimizer.step(step)
         metrics: dict[str, float | Tensor] = {f"loss/{name}": value for name, value in totals.items()}
         metrics["gradient_norm"] = norm
         if settings.quantization_weight > 0:
-            metrics |= self.model.quantizer.commit(settings.seed, step, ranks.rank, ranks.world, ranks.sum)
+            metrics |= self.model.quantizer.commit(
+                settings.seed, step, ranks.rank, ranks.world, ranks.sum, len(micros)
+            )
             if (step + 1) % settings.log_every == 0 or step + 1 == settings.steps:
                 metrics |= self.codebook_log.take()
         self.ema.update(self.model, step)
@@ -161,16 +173,16 @@ class TeacherTask:
     def state_dict(self) -> dict[str, Any]:
         """Weights, codebook, optimizer and EMA: with the step, all that a resume needs."""
         return {
-            "model": self.model.state_dict(),
+            "model": state_of(self.model),
             "optimizer": self.optimizer.state_dict(),
-            "ema": self.ema.shadow,
+            "ema": whole(self.ema.shadow),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""
-        self.model.load_state_dict(state["model"])
+        load_state(self.model, state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.ema.shadow = state["ema"]
+        self.ema.load(state["ema"])
 
     def export(self, directory: Path) -> dict[str, Any]:
         """Write the averaged weights and the configuration that sampling needs."""

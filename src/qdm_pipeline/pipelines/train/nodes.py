@@ -10,7 +10,7 @@ from qdm_pipeline.evaluation.figures import curves_figure
 from qdm_pipeline.handle import Handle
 from qdm_pipeline.launch.agent import run_job
 from qdm_pipeline.run import Run
-from qdm_pipeline.training.distill import DistillSettings
+from qdm_pipeline.training.distill_settings import DistillSettings
 from qdm_pipeline.training.few_step import sampled_path
 from qdm_pipeline.training.sampling import SamplingSettings
 from qdm_pipeline.training.start import StartJob
@@ -56,6 +56,7 @@ def start_student(
         path=sampled_path(dmd.path),
         renoising=dmd.renoising,
         precision=settings.precision,
+        parallel=settings.parallel,
         recompute=settings.recompute,
         seed=settings.seed,
     )
