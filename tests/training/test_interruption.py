@@ -53,7 +53,8 @@ def wait_until(condition, process):
 def test_a_killed_rank_and_ctrl_c_lose_nothing(latents, teacher_settings, tmp_path):
     settings = build(
         TeacherSettings,
-        teacher_settings | {"steps": 150, "checkpoint": {"every": 10, "keep_last": 2, "keep_every": None}},
+        teacher_settings
+        | {"steps": 150, "micro_batch": 2, "checkpoint": {"every": 10, "keep_last": 2, "keep_every": None}},
     )
     inputs = {"latents": Handle("latents", latents.directory, latents.digest)}
     alone, hurt = (Run.create("teacher", settings, inputs, tmp_path / name) for name in ("alone", "hurt"))

@@ -16,7 +16,7 @@ from qdm_pipeline.training import checkpoint
 from qdm_pipeline.training.distill_settings import DistillSettings
 from qdm_pipeline.training.teacher import TeacherSettings
 
-SITE = str(Path(__file__).parents[1] / "faults" / "site")
+SITE = str(Path(__file__).parent / "faults" / "site")
 PROGRAM = (
     "import sys; from pathlib import Path; from qdm_pipeline.launch.agent import run_job; "
     "from qdm_pipeline.run import Run; run_job(Run.read(Path(sys.argv[1])), int(sys.argv[2]))"
