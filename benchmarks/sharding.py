@@ -1,4 +1,4 @@
-"""Bytes a rank holds of a preset under FSDP2: computed with fake ranks on the meta device, nothing is allocated.
+"""Bytes a rank holds of a preset under FSDP2: computed with fake ranks on the meta device, in no memory.
 
 The floor is an equal share of everything; the peer is DDP, where every rank holds everything.
 """

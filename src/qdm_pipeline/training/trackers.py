@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 BATCH = 500  # metrics a call; one call costs about 0.3 s on SQLite
 FLUSH_SECONDS = 10.0
+AGAIN_SECONDS = 60.0  # before MLflow is tried again after it failed
 
 
 class Tracker:
@@ -25,12 +26,12 @@ class Tracker:
 
     def __init__(self, lines: TextIO | None, mlflow: "_MLflow | None") -> None:
         self._lines, self._mlflow = lines, mlflow
+        self._full = False
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Record the metrics of one step."""
         if self._lines is not None:
-            self._lines.write(json.dumps({"step": step, **metrics}) + "\n")
-            self._lines.flush()
+            self._write(json.dumps({"step": step, **metrics}) + "\n")
         if self._mlflow is not None:
             self._mlflow.log(step, metrics)
 
@@ -39,7 +40,16 @@ class Tracker:
         if self._lines is not None:
             self._lines.close()
         if self._mlflow is not None:
-            self._mlflow.flush()
+            self._mlflow.close()
+
+    def _write(self, line: str) -> None:
+        assert self._lines is not None
+        try:
+            os.write(self._lines.fileno(), line.encode())  # past the buffer, which would try again at its end
+        except OSError as error:  # curves are no reason to end a training; a checkpoint that fails will be
+            if not self._full:
+                logger.warning("%s: metrics are not written (%s)", self._lines.name, error.strerror)
+            self._full = True
 
 
 def open_tracker(run: Run, ranks: Ranks) -> Tracker:
@@ -51,16 +61,18 @@ def open_tracker(run: Run, ranks: Ranks) -> Tracker:
     lines = run.metrics_file.open("a")
     if torn:  # a killed process may have left half a line
         lines.write("\n")
+        lines.flush()
     return Tracker(lines, _MLflow.from_environment(run))
 
 
 class _MLflow:
-    """Metrics, buffered, and pictures for one MLflow run; failure to deliver is said once and ends no job."""
+    """Metrics, buffered, and pictures for one MLflow run; failure to deliver is said, tried again, no end."""
 
     def __init__(self, client: Any, run_id: str, run: Run) -> None:
         self._client, self._run_id, self._prefix = client, run_id, run.kind
         self._buffer: list[Any] = []
-        self._flushed, self._broken = time.monotonic(), False
+        self._next = time.monotonic() + FLUSH_SECONDS
+        self._failed = False
         self._pictures, self._sent = run.directory / "samples", set[Path]()
         for row in run.metrics():
             self.log(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
@@ -86,20 +98,30 @@ class _MLflow:
         self._buffer += [
             Metric(f"{self._prefix}/{name}", value, now, step) for name, value in metrics.items()
         ]
-        if len(self._buffer) >= BATCH or time.monotonic() - self._flushed > FLUSH_SECONDS:
+        late = time.monotonic() > self._next
+        if late or (len(self._buffer) >= BATCH and not self._failed):
             self.flush()
 
+    def close(self) -> None:
+        """Deliver what is left, or say what was not."""
+        self.flush()
+        if self._buffer:
+            logger.warning(
+                "MLflow did not take %d metrics of %s: they stand in metrics.jsonl, and the next run "
+                "with the same settings sends them", len(self._buffer), self._prefix,
+            )  # fmt: skip
+
     def flush(self) -> None:
-        batch, self._buffer = self._buffer, []
-        self._flushed = time.monotonic()
-        if self._broken:
-            return
+        self._next = time.monotonic() + FLUSH_SECONDS
         try:
-            for first in range(0, len(batch), BATCH):
-                self._client.log_batch(self._run_id, metrics=batch[first : first + BATCH])
+            while self._buffer:
+                self._client.log_batch(self._run_id, metrics=self._buffer[:BATCH])
+                del self._buffer[:BATCH]
             for picture in sorted(set(self._pictures.glob("*.webp")) - self._sent):
                 self._client.log_artifact(self._run_id, str(picture), f"{self._prefix}/samples")
                 self._sent.add(picture)
+            self._failed = False
         except Exception as error:
-            logger.warning("MLflow does not take metrics (%s); %s goes on without it", error, self._prefix)
-            self._broken = True
+            if not self._failed:
+                logger.warning("MLflow does not take metrics now (%s); %s goes on", error, self._prefix)
+            self._failed, self._next = True, time.monotonic() + AGAIN_SECONDS
