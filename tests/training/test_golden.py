@@ -1,7 +1,7 @@
 """Losses of 100 steps, pinned: whoever changes them means to.
 
-To the digits that do not depend on the order of additions: the same loops with SSE instructions instead of AVX2
-differ by less than 1e-6.
+To the digits that do not depend on the order of additions: the same loops with SSE instructions instead of
+AVX2 differ by less than 1e-6.
 """
 
 import pytest
