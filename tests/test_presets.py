@@ -38,7 +38,7 @@ def test_sizes_for_machines_without_kedro_are_those_of_the_presets():
 
 
 def test_the_gpu_benchmark_runs_where_only_torch_is(tmp_path):
-    """At toy size on the CPU, and with everything hidden that the lent machine does not have."""
+    """At toy size on the CPU, and with everything hidden that a bare machine with a GPU does not have."""
     root = Path(__file__).parent.parent
     hidden = "import sys; sys.modules.update(dict.fromkeys(['kedro', 'mlflow', 'pydantic', 'av', 'yaml']));"
     code = f"{hidden} sys.argv = ['gpu', '--tiny', 'small']; "
