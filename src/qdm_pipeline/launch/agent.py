@@ -15,6 +15,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from qdm_pipeline.errors import DivergenceError, InputError
 from qdm_pipeline.handle import Handle
+from qdm_pipeline.launch.world import WorldSize, describe, processes
 from qdm_pipeline.ranks import Ranks
 from qdm_pipeline.run import Run
 from qdm_pipeline.training.trackers import open_tracker
@@ -29,8 +30,8 @@ class WorkerError(RuntimeError):
     """A rank failed: the message says which, how, and shows its own traceback."""
 
 
-def run_job(run: Run, world_size: int) -> Handle:
-    """Do a job with ``world_size`` processes on this machine, or find it done already.
+def run_job(run: Run, world_size: WorldSize) -> Handle:
+    """Do a job with ``world_size`` processes, or find it done already.
 
     Raises `InputError` or `DivergenceError` as the worker raised it, `WorkerError` for any other failure of
     a rank, and `KeyboardInterrupt` or `SystemExit` after a signal; in every case no worker is left.
@@ -39,14 +40,15 @@ def run_job(run: Run, world_size: int) -> Handle:
         logger.info("%s: already complete, reused (%s)", run.kind, run.directory)
         open_tracker(run, Ranks()).close()  # the curves belong to this run's record as well
         return result
-    logger.info("%s: starting %d process(es) in %s", run.kind, world_size, run.directory)
+    count = processes(world_size)
+    logger.info("%s: starting %s in %s", run.kind, describe(world_size), run.directory)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # torch 2.13 hangs or fails on restarts otherwise
     with _own_signal_handlers(), tempfile.TemporaryDirectory(prefix="qdm_pipeline_") as logs:
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
-            nproc_per_node=world_size,
+            nproc_per_node=count,
             logs_specs=DefaultLogsSpecs(log_dir=logs),
             run_id=uuid.uuid4().hex,
             rdzv_backend="c10d",

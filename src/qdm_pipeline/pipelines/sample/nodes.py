@@ -4,12 +4,13 @@ from pathlib import Path
 
 from qdm_pipeline.handle import Handle
 from qdm_pipeline.launch.agent import run_job
+from qdm_pipeline.launch.world import WorldSize
 from qdm_pipeline.run import Run
 from qdm_pipeline.training.sampling import SamplingSettings
 
 
 def sample_model(
-    settings: SamplingSettings, model: Handle, autoencoder: Handle, runs: Path, world_size: int
+    settings: SamplingSettings, model: Handle, autoencoder: Handle, runs: Path, world_size: WorldSize
 ) -> tuple[Handle, bytes]:
     """Sample a model; returns the samples and their animated grid."""
     run = Run.create("samples", settings, {"model": model, "autoencoder": autoencoder}, runs)

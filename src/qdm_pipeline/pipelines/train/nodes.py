@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from qdm_pipeline.evaluation.figures import curves_figure
 from qdm_pipeline.handle import Handle
 from qdm_pipeline.launch.agent import run_job
+from qdm_pipeline.launch.world import WorldSize
 from qdm_pipeline.run import Run
 from qdm_pipeline.training.distill import DistillSettings
 from qdm_pipeline.training.sampling import SamplingSettings
@@ -16,7 +17,7 @@ from qdm_pipeline.training.teacher import TeacherSettings
 logger = logging.getLogger(__name__)
 
 
-def train_teacher(settings: TeacherSettings, latents: Handle, runs: Path, world_size: int) -> Handle:
+def train_teacher(settings: TeacherSettings, latents: Handle, runs: Path, world_size: WorldSize) -> Handle:
     """Train the many-step teacher."""
     return run_job(Run.create("teacher", settings, {"latents": latents}, runs), world_size)
 
@@ -27,7 +28,7 @@ def make_pairs(
     teacher: Handle,
     autoencoder: Handle,
     runs: Path,
-    world_size: int,
+    world_size: WorldSize,
 ) -> Handle:
     """Sample the teacher's ODE and keep the noise, if a regression is asked for."""
     if distill.dmd.regression_weight == 0:
@@ -47,7 +48,7 @@ def distill_student(
     autoencoder: Handle,
     classifier: Handle,
     runs: Path,
-    world_size: int,
+    world_size: WorldSize,
 ) -> Handle:
     """Distil the teacher into a few-step student."""
     inputs = {"teacher": teacher, "latents": latents}
