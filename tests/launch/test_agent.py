@@ -30,7 +30,7 @@ def test_two_ranks_work_together_and_a_finished_job_is_reused(
     assert handle.metadata == {"total": 3, "threads": 1}
     assert handle.path == run.directory
     assert signal.getsignal(signal.SIGINT) is before
-    monkeypatch.setattr("qdm_pipeline.launch.agent.elastic_launch", None)  # nothing is started again
+    monkeypatch.setattr("qdm_pipeline.launch.agent.work", None)  # nothing is started again
     assert run_job(run, 2) == run_job(run, "auto") == handle  # whatever the number of processes
 
 

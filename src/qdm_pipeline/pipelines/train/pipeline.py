@@ -16,7 +16,7 @@ def create_pipeline() -> Pipeline:
         [
             node(
                 nodes.train_teacher,
-                ["params:teacher", "latents", "model_runs", "params:world_size"],
+                ["params:teacher", "latents", "model_runs", "params:world_size", "params:launch"],
                 "teacher",
                 name="train_teacher",
                 tags="teacher",
@@ -25,7 +25,7 @@ def create_pipeline() -> Pipeline:
             node(
                 nodes.make_pairs,
                 ["params:teacher_pairs", "params:distill", "teacher", "autoencoder"]
-                + ["sample_runs", "params:world_size"],
+                + ["sample_runs", "params:world_size", "params:launch"],
                 "teacher_pairs",
                 name="make_pairs",
                 tags="distill",
@@ -41,7 +41,7 @@ def create_pipeline() -> Pipeline:
                     "autoencoder",
                     "classifier",
                 ]
-                + ["model_runs", "params:world_size"],
+                + ["model_runs", "params:world_size", "params:launch"],
                 "student",
                 name="distill_student",
                 tags="distill",
