@@ -12,6 +12,7 @@ from tqdm import tqdm
 from qdm_pipeline.files import digest_file
 from qdm_pipeline.ranks import Ranks
 from qdm_pipeline.run import Run
+from qdm_pipeline.stopping import Stopped, StopRequest
 from qdm_pipeline.training import checkpoint
 from qdm_pipeline.training.trackers import open_tracker
 
@@ -49,7 +50,8 @@ class Task(Protocol):
 def train(task: Task, run: Run, ranks: Ranks) -> None:
     """Train to the last step, from the newest checkpoint if there is one, and declare the run finished.
 
-    Raises `FloatingPointError` naming run and step at the first loss that is not finite on any rank.
+    Raises `FloatingPointError` naming run and step at the first loss that is not finite on any rank, and
+    `Stopped` when a signal has asked any rank to stop: then after the same step on all, with a checkpoint.
     """
     start = 0
     if (found := checkpoint.latest(run.directory)) is not None:
@@ -62,23 +64,35 @@ def train(task: Task, run: Run, ranks: Ranks) -> None:
         range(start, task.steps), run.kind, initial=start, total=task.steps, unit="step", mininterval=0.5,
         disable=not ranks.is_main, file=sys.stderr, dynamic_ncols=True,
     )  # fmt: skip
-    for step in progress:
-        try:
-            metrics = task.train_step(step)
-        except Ended as reason:
-            logger.warning("%s: %s", run.kind, reason)
-            break
-        done = step + 1
-        if done % task.log_every == 0 or done == task.steps:
-            values = averaged(metrics, ranks)
-            if not all(map(torch.isfinite, values.values())):
-                raise FloatingPointError(
-                    f"{run.kind}, step {step}: not finite: {named(values)} ({run.directory})"
+    with StopRequest() as stop:
+        for step in progress:
+            try:
+                metrics = task.train_step(step)
+            except Ended as reason:
+                logger.warning("%s: %s", run.kind, reason)
+                break
+            done = step + 1
+            if done % task.log_every == 0 or done == task.steps:
+                values = averaged(metrics, ranks)
+                if not all(map(torch.isfinite, values.values())):
+                    raise FloatingPointError(
+                        f"{run.kind}, step {step}: not finite: {named(values)} ({run.directory})"
+                    )
+                tracker.log(done, {name: float(value) for name, value in values.items()})
+                progress.set_postfix_str(named(values, limit=3))
+            asked = stop.agreed(ranks, done)
+            if done == task.steps:
+                break
+            if (asked or done % task.checkpoint_every == 0) and task.sound and ranks.is_main:
+                checkpoint.save(run.directory, done, task.state_dict())
+            if asked:
+                tracker.close()
+                ranks.barrier()  # the first rank saves
+                saved = "saved" if task.sound else "not saved, as its guard has doubts"
+                raise Stopped(
+                    f"{run.kind}: stopped on {asked.name} after step {done}, {saved}; "
+                    "the same command continues"
                 )
-            tracker.log(done, {name: float(value) for name, value in values.items()})
-            progress.set_postfix_str(named(values, limit=3))
-        if done % task.checkpoint_every == 0 and done < task.steps and task.sound and ranks.is_main:
-            checkpoint.save(run.directory, done, task.state_dict())
     tracker.close()
     if ranks.is_main:
         metadata = task.export(run.directory)
