@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 
 export OMP_NUM_THREADS := 1
 
-.PHONY: install demo test lint bench bench-gpu clean
+.PHONY: install demo test faults lint bench bench-gpu clean
 .DEFAULT_GOAL := install
 
 install: $(INSTALLED)
@@ -27,6 +27,9 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest -q
+
+faults: install
+	$(BIN)/python -m pytest -q -m faults tests
 
 lint: install
 	$(BIN)/ruff check .
