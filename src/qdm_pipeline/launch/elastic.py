@@ -106,14 +106,14 @@ def meeting(
         keep_alive_interval=2, keep_alive_max_attempt=5,
     )  # fmt: skip
     rendezvous.leads = leads
+    comes_back = False
     try:
         yield rendezvous
     except Interrupted:
-        if leads:  # another node may be started again and come back
-            rendezvous.shutdown()
+        comes_back = not leads  # perhaps
         raise
     finally:
-        if sys.exc_info()[0] is not Interrupted:
+        if not comes_back:
             rendezvous.shutdown()
 
 

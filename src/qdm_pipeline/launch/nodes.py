@@ -10,6 +10,7 @@ import json
 import logging
 import socket
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -85,9 +86,10 @@ def lead(place: Place) -> Lead:
 
 
 def follow(place: Place, count: int, settings: LaunchSettings) -> int:
-    """Lend ``count`` processes to every job of the first node until it ends; returns its exit status.
+    """Lend ``count`` processes to every job of the first node until it ends.
 
-    Raises `InputError` if the first node does not show up within ``node_timeout``.
+    Returns the first node's exit status, or 128 and the signal that has ended this one. Raises `InputError`
+    if the first node does not show up within ``node_timeout``.
     """
     where, since = f"{place.host}:{place.port}", time.monotonic()
     logger.info("this node lends %d process(es) to the first one, awaited at %s", count, where)
@@ -114,14 +116,21 @@ def _listens(place: Place) -> bool:
 
 
 def _serve(store: Store, place: Place, count: int, settings: LaunchSettings) -> int:
-    done = 0
-    while (state := json.loads(store.get("state")))["end"] is None:
+    done, status = 0, None
+    while status is None:
+        state = json.loads(store.get("state"))
         if state["file"] is not None and state["job"] != done:
             done = state["job"]
-            _join(store, done, Path(state["file"]), place, count, settings)
-        time.sleep(POLL)
-    store.add("left", 1)
-    return state["end"]
+            try:
+                _join(store, done, Path(state["file"]), place, count, settings)
+            except Interrupted as error:  # what was saved, the first node says
+                status = 128 + error.number
+        else:
+            status = state["end"]
+            time.sleep(POLL)
+    with suppress(DistError):  # the first node may have ended already
+        store.add("left", 1)
+    return status
 
 
 def _join(store: Store, job: int, file: Path, place: Place, count: int, settings: LaunchSettings) -> None:
@@ -139,7 +148,8 @@ def _join(store: Store, job: int, file: Path, place: Place, count: int, settings
         try:
             failures = work(file, name, count, rendezvous, settings)
         except Interrupted as error:
-            report(error.failures)
+            with suppress(DistError):
+                report(error.failures)
             raise
         report(failures)
     if failures:
