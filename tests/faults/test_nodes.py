@@ -21,7 +21,7 @@ from qdm_pipeline.video.shards import write_shards
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
 
-STEPS = 200
+STEPS = 150
 PROGRAM = """
 import logging, sys
 from dataclasses import replace
@@ -83,7 +83,7 @@ def alone(make_run):
     """The digest of a run that nothing happened to, two ranks on one machine."""
     run = make_run("alone")
     process = start(run)
-    assert process.wait(120) == 0, said(process)
+    assert process.wait(300) == 0, said(process)
     return run.result().digest
 
 
@@ -151,7 +151,7 @@ def kill_a_node(make_run, name, victim, step):
         other = nodes[1 - victim]
         nodes[victim] = start(run, 3, victim, port)
         wait_until(lambda: step_of(run) > step and workers(run), nodes[victim])
-        assert [node.wait(120) for node in nodes] == [0, 0], "\n".join(map(said, nodes))
+        assert [node.wait(300) for node in nodes] == [0, 0], "\n".join(map(said, nodes))
         assert not workers(run)
         print(
             f"{name}: node {victim} killed after step {step}, all over {time.monotonic() - began:.1f} s later"
@@ -191,7 +191,7 @@ def stop(make_run, name, step, target):
     assert saved == step_of(run) and seconds < 20
     assert not workers(run) and run.result() is None
     process = start(run)
-    assert process.wait(120) == 0, said(process)
+    assert process.wait(300) == 0, said(process)
     assert f"resumed at step {saved} " in said(process)
     print(f"{name}: SIGTERM at step {step}, saved after {saved}, ended {seconds:.1f} s later")
     return run.result().digest
@@ -207,6 +207,24 @@ def test_sigterm_to_any_process(make_run, alone, seed):
     draw = random.Random(seed)
     targets = [lambda process, _: process.pid, lambda _, ranks: ranks[0], lambda _, ranks: ranks[1]]
     assert stop(make_run, f"term-{seed}", draw.randrange(5, STEPS - 60), targets[seed % 3]) == alone
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("victim", ["agent", 0, 1])
+def test_a_killed_process_ends_all_and_loses_nothing(make_run, alone, victim):
+    run = make_run(f"killed-{victim}")
+    process = start(run)
+    wait_until(lambda: step_of(run) >= 35 and len(workers(run)) == 2, process)
+    began = time.monotonic()
+    os.kill(process.pid if victim == "agent" else workers(run)[victim], signal.SIGKILL)
+    assert process.wait(30) == (-signal.SIGKILL if victim == "agent" else 1), said(process)
+    while workers(run):
+        assert time.monotonic() - began < 10, "orphans"
+        time.sleep(0.05)
+    print(f"{victim} killed, all gone {time.monotonic() - began:.1f} s later")
+    process = start(run)
+    assert process.wait(300) == 0, said(process)
+    assert run.result().digest == alone
 
 
 @pytest.mark.faults

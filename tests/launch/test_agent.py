@@ -63,6 +63,7 @@ def test_a_rank_that_stands_still_is_named(tmp_path: Path) -> None:
     assert time.monotonic() - began < 30  # not the 30 s of torch's agent on top of the timeout
 
 
+@pytest.mark.faults
 def test_ranks_are_started_again_as_often_as_allowed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -79,6 +80,13 @@ def test_bad_input_stays_bad_input_and_is_not_tried_again(
     with pytest.raises(InputError, match=r"^clips/a.mp4: not a video$"):
         run_job(Run.create("bad", {}, {}, tmp_path), 1, replace(ALONE, max_restarts=3))
     assert "starting again" not in caplog.text
+
+
+@pytest.mark.faults
+def test_a_rank_that_hangs_says_where(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(WorkerError, match=r"^lost: rank 1 did not come \(process \d+ on \S+ is running\)"):
+        run_job(Run.create("lost", {}, {}, tmp_path), 2, replace(ALONE, collective_timeout=3))
+    assert "in _lost_in_thought" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -195,11 +195,16 @@ class _Agent(LocalElasticAgent):
     def _end_ranks(self, patience: float) -> None:
         processes = [process for process, _ in self._ranks().values()]
         _wait(processes, patience)
-        for process in processes:
-            if process.poll() is None:
-                self._ended[process.pid] = _state(process.pid)
+        running = [process for process in processes if process.poll() is None]
+        self._ended |= {process.pid: _state(process.pid) for process in running}
+        if patience:
+            for process in running:
+                process.send_signal(signal.SIGUSR2)  # it prints its stack
+            _wait(running, 0.5)
+        for process in running:
+            with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-        _wait(processes, KILLED_WITHIN)
+        _wait(running, KILLED_WITHIN)
 
     def _invoke_run(self, role: str = "") -> RunResult:
         try:

@@ -1,6 +1,7 @@
 """The worker's front door: ``python -m qdm_pipeline.launch.worker RUN.json``, once for each rank."""
 
 import ctypes
+import faulthandler
 import json
 import logging
 import os
@@ -50,6 +51,7 @@ def main(file: Path) -> None:
     """Do this rank's share of the job that ``file`` describes."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # the agent passes Ctrl-C on; it alone has something to say
     die_with_parent()
+    faulthandler.register(signal.SIGUSR2)  # the agent asks a rank that does not move where it stands
     run = Run.read(file)
     ranks = Ranks.from_environment()
     logging.basicConfig(level=logging.INFO if ranks.is_main else logging.WARNING, format="%(message)s")

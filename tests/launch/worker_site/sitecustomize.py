@@ -47,6 +47,13 @@ def _still(run: Run, ranks: Ranks) -> None:
     ranks.barrier()
 
 
+def _lost_in_thought(run: Run, ranks: Ranks) -> None:
+    ranks.barrier()
+    if ranks.rank == 1:
+        time.sleep(120)
+    ranks.barrier()
+
+
 def _agree(run: Run, ranks: Ranks) -> None:
     with StopRequest() as stop:
         for step in range(1000, 100000):
@@ -81,6 +88,7 @@ JOBS.update(
         "sleep": _sleep,
         "still": _still,
         "agree": _agree,
+        "lost": _lost_in_thought,
         "fragile": _fragile,
     }
 )
