@@ -39,7 +39,7 @@ from qdm_pipeline.stopping import ASKING, Stopped
 logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
-FINAL = ("InputError", "DivergenceError", "FloatingPointError", Stopped.__name__)  # would come again
+FINAL = (Stopped.__name__, "InputError", "DivergenceError", "FloatingPointError")  # would come again
 PATIENCE = 5.0  # seconds in which ranks that waited for the same one all give up
 KILLED_WITHIN = 5  # seconds
 READ = timedelta(seconds=60)  # that a value in a store is waited for
@@ -177,7 +177,9 @@ class _Agent(LocalElasticAgent):
         given_up = self._rdzv_handler.is_closed()  # by another node
         failures = self.failures()
         if failures or given_up:
-            patient = given_up or any(failure.waited or failure.type in FINAL for failure in failures)
+            patient = given_up or any(
+                failure.waited or failure.type == Stopped.__name__ for failure in failures
+            )
             self._end_ranks(PATIENCE if patient else 0)
             failures = self.failures()
             if given_up or any(failure.type in FINAL for failure in failures):

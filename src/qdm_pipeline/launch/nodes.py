@@ -152,8 +152,8 @@ def _join(store: Store, job: int, file: Path, place: Place, count: int, settings
                 report(error.failures)
             raise
         report(failures)
-    if failures:
-        logger.warning("%s: %s", name, summary(failures, settings.collective_timeout))
+    if said := summary(failures, settings.collective_timeout):
+        logger.warning("%s: %s", name, said)
 
 
 def _appears(file: Path, seconds: float = 30) -> bool:

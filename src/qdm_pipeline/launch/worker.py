@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import ErrorHandler, record
 
+from qdm_pipeline.files import write_atomic
 from qdm_pipeline.launch.jobs import JOBS
 from qdm_pipeline.ranks import Ranks
 from qdm_pipeline.run import Run
@@ -33,9 +34,8 @@ class _ErrorFile(ErrorHandler):
             "type": type(e).__name__,
             "text": str(e),
         }
-        Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(
-            json.dumps({"message": {"message": f"{type(e).__name__}: {e}", "extraInfo": extra}})
-        )
+        content = json.dumps({"message": {"message": f"{type(e).__name__}: {e}", "extraInfo": extra}})
+        write_atomic(Path(os.environ["TORCHELASTIC_ERROR_FILE"]), content)
 
 
 def die_with_parent() -> None:
