@@ -65,7 +65,7 @@ def test_cancelled_and_submitted_again(project: Path, tmp_path: Path) -> None:
     alone = tmp_path / "alone"
     shutil.copytree(project, alone)
     job, log = submit(), project / "data/06_models"
-    for _ in range(240):
+    for _ in range(600):
         time.sleep(0.5)
         curve = next(log.glob("teacher-*/metrics.jsonl"), None)
         if curve is not None and len(curve.read_text().splitlines()) > 120:
