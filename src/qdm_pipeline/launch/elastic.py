@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -43,6 +43,7 @@ FINAL = (Stopped.__name__, "InputError", "DivergenceError", "FloatingPointError"
 PATIENCE = 5.0  # seconds in which ranks that waited for the same one all give up
 KILLED_WITHIN = 5  # seconds
 READ = timedelta(seconds=60)  # that a value in a store is waited for
+Process = subprocess.Popen[bytes]
 STATES = {"T": "stopped", "t": "stopped by a debugger", "D": "in uninterruptible sleep"}
 
 
@@ -163,7 +164,7 @@ class _Agent(LocalElasticAgent):
                 found.append(_failure(rank, code, Path(error_file)))
         return found
 
-    def _ranks(self) -> dict[int, tuple["subprocess.Popen[bytes]", str]]:
+    def _ranks(self) -> dict[int, tuple[Process, str]]:
         context: Any = self._pcontext
         if context is None:
             return {}
@@ -196,17 +197,17 @@ class _Agent(LocalElasticAgent):
 
     def _end_ranks(self, patience: float) -> None:
         processes = [process for process, _ in self._ranks().values()]
-        _wait(processes, patience)
+        _wait(processes, patience, _moves)
         running = [process for process in processes if process.poll() is None]
         self._ended |= {process.pid: _state(process.pid) for process in running}
         if patience:
             for process in running:
                 process.send_signal(signal.SIGUSR2)  # it prints its stack
-            _wait(running, 0.5)
+            _wait(running, 0.5, _moves)
         for process in running:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-        _wait(running, KILLED_WITHIN)
+        _wait(running, KILLED_WITHIN, _lives)
 
     def _invoke_run(self, role: str = "") -> RunResult:
         try:
@@ -216,7 +217,7 @@ class _Agent(LocalElasticAgent):
                 running = [process for process, _ in self._ranks().values() if process.poll() is None]
                 for process in running:
                     process.send_signal(caught.sigval)
-                _wait(running, self._settings.save_timeout)
+                _wait(running, self._settings.save_timeout, _lives)
             raise
 
     def _shutdown(self, death_sig: signal.Signals = signal.SIGKILL, timeout: int = KILLED_WITHIN) -> None:
@@ -245,10 +246,18 @@ def _failure(rank: int, code: int, error_file: Path) -> Failure:
     return Failure(rank, f"exited with code {code}")
 
 
-def _wait(processes: list["subprocess.Popen[bytes]"], seconds: float) -> None:
+def _wait(processes: list[Process], seconds: float, awaited: Callable[[Process], bool]) -> None:
     end = time.monotonic() + seconds
-    while any(process.poll() is None for process in processes) and time.monotonic() < end:
+    while any(map(awaited, processes)) and time.monotonic() < end:
         time.sleep(0.05)
+
+
+def _lives(process: Process) -> bool:
+    return process.poll() is None
+
+
+def _moves(process: Process) -> bool:
+    return _lives(process) and _state(process.pid) != STATES["T"]
 
 
 def _state(pid: int) -> str:
