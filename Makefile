@@ -29,7 +29,7 @@ test: install
 	$(BIN)/python -m pytest -q
 
 faults: install
-	$(BIN)/python -m pytest -q -m "faults or not faults" tests/training/faults tests/training/test_checkpoint.py
+	$(BIN)/python -m pytest -q -m faults tests
 
 lint: install
 	$(BIN)/ruff check .

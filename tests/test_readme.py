@@ -9,7 +9,7 @@ from kedro.framework.project import configure_project, pipelines
 
 ROOT = Path(__file__).parents[1]
 READMES = ["README.md", "README.zh-CN.md"]
-PAGES = [*READMES, "docs/distillation.md"]
+PAGES = [*READMES, "docs/distillation.md", "docs/clusters.md"]
 
 
 @pytest.mark.parametrize("readme", READMES)

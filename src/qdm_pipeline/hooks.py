@@ -16,6 +16,9 @@ from kedro.pipeline import Pipeline
 from qdm_pipeline.configuration import plain
 from qdm_pipeline.errors import DivergenceError, InputError
 from qdm_pipeline.launch.agent import WorkerError
+from qdm_pipeline.launch.nodes import Lead, follow, lead
+from qdm_pipeline.launch.place import find_place
+from qdm_pipeline.launch.world import processes
 from qdm_pipeline.mlflow_runs import PARENT, absolute, experiment_id
 from qdm_pipeline.revision import changed, commit
 
@@ -51,6 +54,30 @@ class InputHook:
         for name in sorted(pipeline.inputs()):
             if not catalog.exists(name):
                 catalog.load(name)
+
+
+class NodesHook:
+    """On several machines all run the same command: the first the pipeline, the others only its jobs."""
+
+    _first: Lead | None = None
+
+    @hook_impl(tryfirst=True)
+    def before_pipeline_run(self, catalog: DataCatalog) -> None:
+        """Check the launch settings; on any node but the first, lend processes until the first one ends."""
+        settings, world_size = (catalog.load(f"params:{name}") for name in ("launch", "world_size"))
+        place = find_place(settings)
+        count = 1 if world_size == 1 else processes(world_size, place.nodes)
+        if not place.leads:
+            sys.exit(follow(place, count, settings))
+        if place.nodes > 1:
+            self._first = lead(place)
+            self._first.status = 1
+
+    @hook_impl
+    def after_pipeline_run(self) -> None:
+        """The other nodes end as this one does."""
+        if self._first is not None:
+            self._first.status = 0
 
 
 class MLflowHook:

@@ -4,6 +4,7 @@ Kedro's own validation neither builds nested dataclasses nor says which file is 
 """
 
 import inspect
+import re
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from qdm_pipeline.errors import InputError
 
 Key = tuple[str, ...]
+TAG = re.compile(r"int|float|str|bool|literal\[.*\]")  # pydantic's name for one of several allowed types
 
 
 class ProjectContext(KedroContext):
@@ -64,7 +66,7 @@ def typed_parameters(raw: dict[str, Any], types: dict[str, Any], origin: Any) ->
             typed[key] = TypeAdapter(hint).validate_python(raw[key])
         except ValidationError as error:
             for detail in error.errors():
-                location = (key, *map(str, detail["loc"]))
+                location = (key, *(part for part in map(str, detail["loc"]) if not TAG.fullmatch(part)))
                 errors.append(f"{origin(location)}: {'.'.join(location)}: {_say(hint, detail)}")
     if errors:
         raise InputError("\n".join(sorted(errors)))

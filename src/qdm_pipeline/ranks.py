@@ -3,6 +3,7 @@
 import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -21,14 +22,20 @@ class Ranks:
 
     @classmethod
     def from_environment(cls) -> "Ranks":
-        """Join the process group that the elastic agent describes in the environment."""
+        """Join the process group that the elastic agent describes in the environment.
+
+        Beside NCCL there is a gloo group, so that ranks can agree on numbers on the CPU without waiting for
+        their GPUs. ``QDM_COLLECTIVE_TIMEOUT`` is in seconds.
+        """
         rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         device = torch.device("cpu")
         if torch.cuda.is_available():
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
             torch.cuda.set_device(device)
         if world > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            seconds = float(os.environ.get("QDM_COLLECTIVE_TIMEOUT", "1800"))
+            backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=timedelta(seconds=seconds))
         return cls(rank, world, device)
 
     @property
@@ -62,6 +69,12 @@ class Ranks:
     def mean(self, tensor: Tensor) -> Tensor:
         """Mean of ``tensor`` over all ranks, in place."""
         return self.sum(tensor).div_(self.world)
+
+    def most(self, tensor: Tensor) -> Tensor:
+        """Largest of every element of ``tensor`` over all ranks, in place."""
+        if self.world > 1:
+            dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return tensor
 
     def gather(self, value: Any) -> list[Any]:
         """``value`` of every rank, in rank order, on every rank."""

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from qdm_pipeline.hooks import InputHook, MLflowHook
+from qdm_pipeline.hooks import InputHook, MLflowHook, NodesHook
 from qdm_pipeline.parameters import ProjectContext
 
 CONTEXT_CLASS = ProjectContext
-HOOKS = (InputHook(), MLflowHook())
+HOOKS = (InputHook(), MLflowHook(), NodesHook())  # the last one is called first
 DISABLE_HOOKS_FOR_PLUGINS = ("kedro-telemetry",)
 CONFIG_LOADER_ARGS: dict[str, Any] = {
     "base_env": "base",

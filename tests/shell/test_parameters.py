@@ -11,6 +11,7 @@ from pluggy import PluginManager
 from qdm_pipeline import parameters
 from qdm_pipeline.configuration import require, settings
 from qdm_pipeline.errors import InputError
+from qdm_pipeline.launch.world import WorldSize
 from qdm_pipeline.settings import CONFIG_LOADER_ARGS
 
 
@@ -30,7 +31,7 @@ class Teacher:
     steps: int
 
 
-def train(settings: Teacher, world_size: int) -> int:
+def train(settings: Teacher, world_size: WorldSize) -> WorldSize:
     return world_size
 
 
@@ -90,6 +91,14 @@ def test_what_is_wrong_is_named(conf: Path, old: str, new: str, message: str) ->
     with pytest.raises(InputError) as caught:
         _ = context(conf).params
     assert f"conf/base/parameters_train.yml: {message}" in str(caught.value)
+
+
+def test_every_allowed_kind_is_said(conf: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        _ = context(conf, {"world_size": "many"}).params
+    literal, integer = str(caught.value).splitlines()
+    assert literal == "--params: world_size: found 'many': input should be 'auto'"
+    assert integer.startswith("--params: world_size: found 'many': input should be a valid integer")
 
 
 def test_the_file_of_the_environment_or_the_command_line_is_named(conf: Path) -> None:

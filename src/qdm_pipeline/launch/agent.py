@@ -1,69 +1,52 @@
 """Start the workers of a job from inside a pipeline node, wait for them, and hand back what they made."""
 
 import logging
-import os
 import signal
-import sys
-import tempfile
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import NoReturn
 
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.distributed.elastic.rendezvous import RendezvousTimeoutError
 
 from qdm_pipeline.errors import DivergenceError, InputError
 from qdm_pipeline.handle import Handle
+from qdm_pipeline.launch.elastic import Failure, Interrupted, meeting, open_store, summary, work
+from qdm_pipeline.launch.nodes import lead
+from qdm_pipeline.launch.place import Place, find_place
+from qdm_pipeline.launch.settings import ALONE, LaunchSettings
+from qdm_pipeline.launch.world import WorldSize, describe, processes
 from qdm_pipeline.ranks import Ranks
 from qdm_pipeline.run import Run
+from qdm_pipeline.stopping import Stopped
 from qdm_pipeline.training.trackers import open_tracker
 
 logger = logging.getLogger(__name__)
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-SHUTDOWN_SECONDS = 5
 
 
 class WorkerError(RuntimeError):
     """A rank failed: the message says which, how, and shows its own traceback."""
 
 
-def run_job(run: Run, world_size: int) -> Handle:
-    """Do a job with ``world_size`` processes on this machine, or find it done already.
+def run_job(run: Run, world_size: WorldSize, launch: LaunchSettings = ALONE) -> Handle:
+    """Do a job with ``world_size`` processes over all nodes, or find it done already.
 
-    Raises `InputError` or `DivergenceError` as the worker raised it, `WorkerError` for any other failure of
-    a rank, and `KeyboardInterrupt` or `SystemExit` after a signal; in every case no worker is left.
+    A world size of 1 is a process of this node, the first one. Raises `InputError` or `DivergenceError` as
+    the worker raised it, `WorkerError` for any other failure of a rank, `KeyboardInterrupt` after Ctrl-C, and
+    `SystemExit` (128 + the signal) after another signal; in every case no worker is left.
     """
     if (result := run.result()) is not None:
         logger.info("%s: already complete, reused (%s)", run.kind, run.directory)
         open_tracker(run, Ranks()).close()  # the curves belong to this run's record as well
         return result
-    logger.info("%s: starting %d process(es) in %s", run.kind, world_size, run.directory)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # torch 2.13 hangs or fails on restarts otherwise
-    with _own_signal_handlers(), tempfile.TemporaryDirectory(prefix="qdm_pipeline_") as logs:
-        config = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=world_size,
-            logs_specs=DefaultLogsSpecs(log_dir=logs),
-            run_id=uuid.uuid4().hex,
-            rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",
-            local_addr="localhost",
-            max_restarts=0,
-            signals_to_handle=",".join(s.name for s in SIGNALS),
-            shutdown_timeout=SHUTDOWN_SECONDS,
-        )
-        try:
-            elastic_launch(config, sys.executable)("-u", "-m", "qdm_pipeline.launch.worker", str(run.file))
-        except ChildFailedError as error:
-            raise _explain(run, error.failures) from None
-        except SignalException as error:
-            if error.sigval == signal.SIGINT:
-                raise KeyboardInterrupt from None
-            raise SystemExit(128 + error.sigval) from None
+    place = Place() if world_size == 1 else find_place(launch)
+    logger.info("%s: starting %s in %s", run.kind, describe(world_size, place.nodes), run.directory)
+    try:
+        failures = _do(run, processes(world_size, place.nodes), place, launch)
+    except Interrupted as error:
+        _stop(run, error.number, error.failures)
+    if failures:
+        first = min((failure for failure in failures if failure.type), key=_time, default=None)
+        if first is not None and first.type == Stopped.__name__:  # a signal that another process got
+            _stop(run, signal.SIGTERM, failures)
+        raise _explain(run, first, failures, launch)
     result = run.result()
     if result is None:
         raise WorkerError(
@@ -72,39 +55,50 @@ def run_job(run: Run, world_size: int) -> Handle:
     return result
 
 
-@contextmanager
-def _own_signal_handlers() -> Iterator[None]:
-    """The agent installs handlers and leaves them there; give Kedro back its own."""
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+def _do(run: Run, count: int, place: Place, launch: LaunchSettings) -> list[Failure]:
+    if place.nodes == 1:
+        store = open_store("localhost", 0, serve=True)
+        with meeting(store, "job", 1, True, "localhost", launch) as rendezvous:
+            return work(run.file, run.kind, count, rendezvous, launch)
+    if not place.leads:
+        raise InputError("QDM_NODE: jobs are started on the first node (0); other nodes follow it")
+    first = lead(place)
+    name, status, first.status = first.announce(run.file), first.status, 1
     try:
-        yield
+        with meeting(first.store, name, place.nodes, True, place.host, launch) as rendezvous:
+            failures = work(run.file, run.kind, count, rendezvous, launch)
+    except RendezvousTimeoutError:
+        raise WorkerError(
+            f"{run.kind}: {place.nodes} nodes did not come to {place.host}:{place.port} within "
+            f"{launch.node_timeout:g} s"
+        ) from None
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        first.over()
+    if failures or run.result() is None:
+        return failures + first.reports()
+    first.status = status
+    return []
 
 
-def _explain(run: Run, failures: dict[int, ProcessFailure]) -> Exception:
+def _stop(run: Run, number: signal.Signals, failures: list[Failure]) -> NoReturn:
+    """End this process as the signal wants; who asked to stop is told what the workers saved."""
+    told = [failure.text for failure in failures if failure.type == Stopped.__name__]
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    logger.warning(told[0] if told else f"{run.kind}: ended by {number.name}, nothing was saved after it")
+    raise SystemExit(128 + number)
+
+
+def _time(failure: Failure) -> int:
+    return failure.nanoseconds
+
+
+def _explain(run: Run, first: Failure | None, failures: list[Failure], launch: LaunchSettings) -> Exception:
     """One exception for all failed ranks, led by the first that raised (the others lost a peer)."""
-    raised = {rank: _details(failure) for rank, failure in failures.items() if _details(failure)}
-    if not raised:
-        return WorkerError(f"{run.kind}: {_summary(failures)}; settings in {run.file}")
-    first = raised[min(raised, key=lambda rank: int(raised[rank]["nanoseconds"]))]
+    message = f"{run.kind}: {summary(failures, launch.collective_timeout)}; settings in {run.file}"
+    if first is None:
+        return WorkerError(message)
     for kind in (InputError, DivergenceError):
-        if first["type"] == kind.__name__:
-            return kind(first["text"])
-    return WorkerError(f"{run.kind}: {_summary(failures)}; settings in {run.file}\n{first['py_callstack']}")
-
-
-def _details(failure: ProcessFailure) -> dict[str, str]:
-    message = failure.error_file_data["message"]
-    return message["extraInfo"] if isinstance(message, dict) else {}
-
-
-def _summary(failures: dict[int, ProcessFailure]) -> str:
-    def describe(failure: ProcessFailure) -> str:
-        if details := _details(failure):
-            return f"raised {details['type']}"
-        how = f"was ended by {signal.Signals(-failure.exitcode).name}"
-        return how if failure.exitcode < 0 else f"exited with code {failure.exitcode}"
-
-    return ", ".join(f"rank {rank} {describe(failure)}" for rank, failure in sorted(failures.items()))
+        if first.type == kind.__name__:
+            return kind(first.text)
+    return WorkerError(f"{message}\n{first.stack}")

@@ -1,6 +1,7 @@
 """The worker's front door: ``python -m qdm_pipeline.launch.worker RUN.json``, once for each rank."""
 
 import ctypes
+import faulthandler
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import ErrorHandler, record
 
+from qdm_pipeline.files import write_atomic
 from qdm_pipeline.launch.jobs import JOBS
 from qdm_pipeline.ranks import Ranks
 from qdm_pipeline.run import Run
@@ -32,9 +34,8 @@ class _ErrorFile(ErrorHandler):
             "type": type(e).__name__,
             "text": str(e),
         }
-        Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(
-            json.dumps({"message": {"message": f"{type(e).__name__}: {e}", "extraInfo": extra}})
-        )
+        content = json.dumps({"message": {"message": f"{type(e).__name__}: {e}", "extraInfo": extra}})
+        write_atomic(Path(os.environ["TORCHELASTIC_ERROR_FILE"]), content)
 
 
 def die_with_parent() -> None:
@@ -50,6 +51,7 @@ def main(file: Path) -> None:
     """Do this rank's share of the job that ``file`` describes."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # the agent passes Ctrl-C on; it alone has something to say
     die_with_parent()
+    faulthandler.register(signal.SIGUSR2)  # the agent asks a rank that does not move where it stands
     run = Run.read(file)
     ranks = Ranks.from_environment()
     logging.basicConfig(level=logging.INFO if ranks.is_main else logging.WARNING, format="%(message)s")

@@ -14,6 +14,7 @@ from qdm_pipeline.files import digest_file
 from qdm_pipeline.ranks import Ranks
 from qdm_pipeline.retention import Retention
 from qdm_pipeline.run import Run
+from qdm_pipeline.stopping import Stopped, StopRequest
 from qdm_pipeline.training import checkpoint
 from qdm_pipeline.training.progress import Progress, named
 from qdm_pipeline.training.trackers import open_tracker
@@ -57,7 +58,8 @@ def train(task: Task, run: Run, ranks: Ranks) -> None:
     """Train to the last step, from the newest checkpoint if there is one, and declare the run finished.
 
     Raises `DivergenceError` naming run, step, rank and clips where something is not finite, before the step
-    is taken, and `InputError` for a disk that takes no checkpoint.
+    is taken; `InputError` for a disk that takes no checkpoint; and `Stopped` when a signal has asked any rank
+    to stop: then after the same step on all, with a checkpoint.
     """
     start = resume(task, run, ranks)
     with checkpoint.Writer(run.directory, task.checkpoint) if ranks.is_main else nullcontext() as writer:
@@ -73,27 +75,41 @@ def _take_steps(task: Task, run: Run, ranks: Ranks, start: int, writer: checkpoi
     tracker = open_tracker(run, ranks)
     log = run.directory / "log.txt" if ranks.is_main else None
     progress = Progress(run.kind, start, task.steps, log, ranks.device)
-    for step in range(start, task.steps):
-        try:
-            metrics = task.train_step(step)
-        except DivergenceError as error:
-            raise traced(error, task, step, ranks) from None
-        except Ended as reason:
-            logger.warning("%s: %s", run.kind, reason)
-            break
-        progress.step()
-        done = step + 1
-        if done % task.log_every == 0 or done == task.steps:
-            values = averaged(metrics, ranks)
-            if not all(map(torch.isfinite, values.values())):
-                raise DivergenceError(f"{run.kind}, step {step}: not finite: {named(values)}")
-            tracker.log(done, {name: float(value) for name, value in values.items()})
-            progress.report(done, values)
-        if done % task.checkpoint.every == 0 and done < task.steps and task.sound:
-            state = task.state_dict()
-            check_replicas(run.kind, done, state, ranks)
-            if writer is not None:
-                writer.save(done, state)
+    with StopRequest() as stop:
+        for step in range(start, task.steps):
+            try:
+                metrics = task.train_step(step)
+            except DivergenceError as error:
+                raise traced(error, task, step, ranks) from None
+            except Ended as reason:
+                logger.warning("%s: %s", run.kind, reason)
+                break
+            progress.step()
+            done = step + 1
+            if done % task.log_every == 0 or done == task.steps:
+                values = averaged(metrics, ranks)
+                if not all(map(torch.isfinite, values.values())):
+                    raise DivergenceError(f"{run.kind}, step {step}: not finite: {named(values)}")
+                tracker.log(done, {name: float(value) for name, value in values.items()})
+                progress.report(done, values)
+            asked = stop.agreed(ranks, done)
+            if done == task.steps:
+                break
+            if (asked or done % task.checkpoint.every == 0) and task.sound:
+                state = task.state_dict()
+                check_replicas(run.kind, done, state, ranks)
+                if writer is not None:
+                    writer.save(done, state)
+            if asked:
+                tracker.close()
+                if writer is not None:
+                    writer.wait()
+                ranks.barrier()  # the first rank saves
+                saved = "saved" if task.sound else "not saved, as its guard has doubts"
+                raise Stopped(
+                    f"{run.kind}: stopped on {asked.name} after step {done}, {saved}; "
+                    "the same command continues"
+                )
     progress.close()
     tracker.close()
 

@@ -17,6 +17,8 @@ from qdm_pipeline.evaluation.figures import distance_figure
 from qdm_pipeline.files import read_json
 from qdm_pipeline.handle import Handle
 from qdm_pipeline.launch.agent import run_job
+from qdm_pipeline.launch.settings import LaunchSettings
+from qdm_pipeline.launch.world import WorldSize
 from qdm_pipeline.revision import changed, commit
 from qdm_pipeline.run import Run
 
@@ -32,7 +34,8 @@ def evaluate_samples(
     teacher_few_step_samples: Handle,
     student_samples: Handle,
     runs: Path,
-    world_size: int,
+    world_size: WorldSize,
+    launch: LaunchSettings,
 ) -> tuple[Handle, dict[str, Any]]:
     """Judge all samples; returns the evaluation and its metrics."""
     inputs = {
@@ -45,7 +48,7 @@ def evaluate_samples(
         "teacher_few_step_samples": teacher_few_step_samples,
         "student_samples": student_samples,
     }
-    evaluation = run_job(Run.create("evaluation", settings, inputs, runs), world_size)
+    evaluation = run_job(Run.create("evaluation", settings, inputs, runs), world_size, launch)
     return evaluation, read_json(evaluation.path / "metrics.json")
 
 

@@ -14,7 +14,7 @@ def create_pipeline() -> Pipeline:
             node(
                 nodes.evaluate_samples,
                 ["params:evaluation", "clips", "latents", "autoencoder", "classifier", "teacher"]
-                + [*JUDGED, "evaluation_runs", "params:world_size"],
+                + [*JUDGED, "evaluation_runs", "params:world_size", "params:launch"],
                 ["evaluation", "metrics"],
                 name="evaluate_samples",
             ),

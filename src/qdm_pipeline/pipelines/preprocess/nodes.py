@@ -8,6 +8,8 @@ import torch
 from qdm_pipeline.evaluation.classifier_task import ClassifierSettings
 from qdm_pipeline.handle import Handle
 from qdm_pipeline.launch.agent import run_job
+from qdm_pipeline.launch.settings import LaunchSettings
+from qdm_pipeline.launch.world import WorldSize
 from qdm_pipeline.run import Run
 from qdm_pipeline.video.autoencoder import load_autoencoder, to_float, to_uint8
 from qdm_pipeline.video.autoencoder_task import AutoencoderSettings
@@ -26,9 +28,11 @@ def cut_clips(settings: ClipSettings, folder: Path, runs: Path) -> Handle:
     return run.result() or make_clips(settings, folder, run)
 
 
-def train_autoencoder(settings: AutoencoderSettings, clips: Handle, runs: Path, world_size: int) -> Handle:
+def train_autoencoder(
+    settings: AutoencoderSettings, clips: Handle, runs: Path, world_size: WorldSize, launch: LaunchSettings
+) -> Handle:
     """Train the video autoencoder on the train split."""
-    return run_job(Run.create("autoencoder", settings, {"clips": clips}, runs), world_size)
+    return run_job(Run.create("autoencoder", settings, {"clips": clips}, runs), world_size, launch)
 
 
 def encode_clips(settings: EncodeSettings, clips: Handle, autoencoder: Handle, runs: Path) -> Handle:
@@ -36,9 +40,11 @@ def encode_clips(settings: EncodeSettings, clips: Handle, autoencoder: Handle, r
     return run_job(Run.create("latents", settings, {"clips": clips, "autoencoder": autoencoder}, runs), 1)
 
 
-def train_classifier(settings: ClassifierSettings, clips: Handle, runs: Path, world_size: int) -> Handle:
+def train_classifier(
+    settings: ClassifierSettings, clips: Handle, runs: Path, world_size: WorldSize, launch: LaunchSettings
+) -> Handle:
     """Train the classifier whose features the distances are measured in."""
-    return run_job(Run.create("classifier", settings, {"clips": clips}, runs), world_size)
+    return run_job(Run.create("classifier", settings, {"clips": clips}, runs), world_size, launch)
 
 
 def show_reconstructions(clips: Handle, autoencoder: Handle) -> bytes:

@@ -12,7 +12,7 @@ def create_pipeline() -> Pipeline:
             node(nodes.cut_clips, ["params:clips", "raw_videos", "clip_runs"], "clips", name="cut_clips"),
             node(
                 nodes.train_autoencoder,
-                ["params:autoencoder", "clips", "model_runs", "params:world_size"],
+                ["params:autoencoder", "clips", "model_runs", "params:world_size", "params:launch"],
                 "autoencoder",
                 name="train_autoencoder",
             ),
@@ -24,7 +24,7 @@ def create_pipeline() -> Pipeline:
             ),
             node(
                 nodes.train_classifier,
-                ["params:classifier", "clips", "model_runs", "params:world_size"],
+                ["params:classifier", "clips", "model_runs", "params:world_size", "params:launch"],
                 "classifier",
                 name="train_classifier",
             ),

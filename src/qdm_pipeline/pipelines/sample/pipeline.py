@@ -23,7 +23,7 @@ def create_pipeline() -> Pipeline:
 def _sampling(samples: str, model: str) -> Node:
     return node(
         sample_model,
-        [f"params:{samples}", model, "autoencoder", "sample_runs", "params:world_size"],
+        [f"params:{samples}", model, "autoencoder", "sample_runs", "params:world_size", "params:launch"],
         [samples, f"{samples}_grid"],
         name=f"sample_{samples.removesuffix('_samples')}",
     )

@@ -9,6 +9,8 @@ from matplotlib.figure import Figure
 from qdm_pipeline.evaluation.figures import curves_figure
 from qdm_pipeline.handle import Handle
 from qdm_pipeline.launch.agent import run_job
+from qdm_pipeline.launch.settings import LaunchSettings
+from qdm_pipeline.launch.world import WorldSize
 from qdm_pipeline.run import Run
 from qdm_pipeline.training.distill_settings import DistillSettings
 from qdm_pipeline.training.few_step import sampled_path
@@ -19,9 +21,11 @@ from qdm_pipeline.training.teacher import TeacherSettings
 logger = logging.getLogger(__name__)
 
 
-def train_teacher(settings: TeacherSettings, latents: Handle, runs: Path, world_size: int) -> Handle:
+def train_teacher(
+    settings: TeacherSettings, latents: Handle, runs: Path, world_size: WorldSize, launch: LaunchSettings
+) -> Handle:
     """Train the many-step teacher."""
-    return run_job(Run.create("teacher", settings, {"latents": latents}, runs), world_size)
+    return run_job(Run.create("teacher", settings, {"latents": latents}, runs), world_size, launch)
 
 
 def make_trajectories(
@@ -30,7 +34,8 @@ def make_trajectories(
     teacher: Handle,
     autoencoder: Handle,
     runs: Path,
-    world_size: int,
+    world_size: WorldSize,
+    launch: LaunchSettings,
 ) -> Handle:
     """Sample the teacher's ODE and keep what it passes at the student's times, if anything learns from it."""
     if distill.start.steps == 0 and distill.dmd.regression_weight == 0:
@@ -38,12 +43,19 @@ def make_trajectories(
         return Handle("samples", teacher.path, "none", {"count": 0})
     settings = replace(settings, keep=distill.dmd.times)
     return run_job(
-        Run.create("samples", settings, {"model": teacher, "autoencoder": autoencoder}, runs), world_size
+        Run.create("samples", settings, {"model": teacher, "autoencoder": autoencoder}, runs),
+        world_size,
+        launch,
     )
 
 
 def start_student(
-    settings: DistillSettings, teacher: Handle, trajectories: Handle, runs: Path, world_size: int
+    settings: DistillSettings,
+    teacher: Handle,
+    trajectories: Handle,
+    runs: Path,
+    world_size: WorldSize,
+    launch: LaunchSettings,
 ) -> Handle:
     """Teach the teacher's trajectories to a student of few steps, if that is asked for."""
     if settings.start.steps == 0:
@@ -61,7 +73,9 @@ def start_student(
         seed=settings.seed,
     )
     return run_job(
-        Run.create("start", job, {"teacher": teacher, "trajectories": trajectories}, runs), world_size
+        Run.create("start", job, {"teacher": teacher, "trajectories": trajectories}, runs),
+        world_size,
+        launch,
     )
 
 
@@ -75,7 +89,8 @@ def distill_student(
     autoencoder: Handle,
     classifier: Handle,
     runs: Path,
-    world_size: int,
+    world_size: WorldSize,
+    launch: LaunchSettings,
 ) -> Handle:
     """Distil the teacher into a few-step student."""
     inputs = {"teacher": teacher, "latents": latents}
@@ -85,7 +100,7 @@ def distill_student(
         inputs |= {"trajectories": trajectories}
     if settings.start.steps > 0:
         inputs |= {"start": student_start}
-    return run_job(Run.create("student", settings, inputs, runs), world_size)
+    return run_job(Run.create("student", settings, inputs, runs), world_size, launch)
 
 
 def plot_curves(model: Handle) -> Figure:

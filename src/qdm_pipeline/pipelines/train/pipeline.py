@@ -16,7 +16,7 @@ def create_pipeline() -> Pipeline:
         [
             node(
                 nodes.train_teacher,
-                ["params:teacher", "latents", "model_runs", "params:world_size"],
+                ["params:teacher", "latents", "model_runs", "params:world_size", "params:launch"],
                 "teacher",
                 name="train_teacher",
                 tags="teacher",
@@ -25,14 +25,21 @@ def create_pipeline() -> Pipeline:
             node(
                 nodes.make_trajectories,
                 ["params:teacher_trajectories", "params:distill", "teacher", "autoencoder"]
-                + ["sample_runs", "params:world_size"],
+                + ["sample_runs", "params:world_size", "params:launch"],
                 "trajectories",
                 name="make_trajectories",
                 tags="distill",
             ),
             node(
                 nodes.start_student,
-                ["params:distill", "teacher", "trajectories", "model_runs", "params:world_size"],
+                [
+                    "params:distill",
+                    "teacher",
+                    "trajectories",
+                    "model_runs",
+                    "params:world_size",
+                    "params:launch",
+                ],
                 "student_start",
                 name="start_student",
                 tags="distill",
@@ -49,7 +56,7 @@ def create_pipeline() -> Pipeline:
                     "autoencoder",
                     "classifier",
                 ]
-                + ["model_runs", "params:world_size"],
+                + ["model_runs", "params:world_size", "params:launch"],
                 "student",
                 name="distill_student",
                 tags="distill",

@@ -1,0 +1,57 @@
+"""The command on several nodes: the first runs the pipeline, the others lend processes and record nothing."""
+
+import socket
+from dataclasses import replace
+
+import pytest
+from kedro.framework.session.session import _create_hook_manager
+from kedro.io import DataCatalog, MemoryDataset
+from kedro.pipeline import Pipeline
+
+from qdm_pipeline import hooks
+from qdm_pipeline.errors import InputError
+from qdm_pipeline.launch.nodes import lead
+from qdm_pipeline.launch.settings import ALONE
+from qdm_pipeline.settings import HOOKS
+
+
+def begin(monkeypatch: pytest.MonkeyPatch, world_size: int | str, **environ: str) -> None:
+    """What happens before a pipeline run, with all hooks of the project."""
+    for name, value in environ.items():
+        monkeypatch.setenv(f"QDM_{name}", value)
+    catalog = DataCatalog(
+        {
+            "params:launch": MemoryDataset(replace(ALONE, nodes=None)),
+            "params:world_size": MemoryDataset(world_size),
+        }
+    )
+    manager = _create_hook_manager()
+    for hook in HOOKS:
+        manager.register(hook)
+    manager.hook.before_pipeline_run(run_params={}, pipeline=Pipeline([]), catalog=catalog)
+
+
+def test_another_node_follows_and_does_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(hooks, "follow", lambda *arguments: asked.append(arguments) or 7)
+    with pytest.raises(SystemExit, match="7"):  # the hook of MLflow would fail here
+        begin(monkeypatch, 6, NODES="3", NODE="1", ENDPOINT="localhost:1")
+    (place, count, _) = asked[0]
+    assert (place.nodes, place.leads, count) == (3, False, 2)
+
+
+def test_a_wrong_world_size_is_said_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="world_size: found 5, must be auto or a multiple of the 2 nodes"):
+        begin(monkeypatch, 5, NODES="2", NODE="1", ENDPOINT="localhost:1")
+
+
+def test_an_endpoint_in_use_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(
+            InputError, match=f"launch.endpoint: cannot wait for other nodes at localhost:{port}"
+        ):
+            begin(monkeypatch, 2, NODES="2", NODE="0", ENDPOINT=f"localhost:{port}")
+    assert lead.cache_info().currsize == 0
