@@ -15,7 +15,7 @@ def limit(x: Tensor, y: Tensor, seed: int, blocks: int = 10) -> Estimate:
     sides = []
     for features in (x, y):
         numbers = random_blocks(len(features), blocks, torch.Generator().manual_seed(seed))
-        sides.append(leave_out(features, numbers))
+        sides.append(leave_out(features, numbers, blocks))
     return frechet_estimates(*sides)[1]
 
 

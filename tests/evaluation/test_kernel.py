@@ -20,7 +20,7 @@ def seeded(seed: int) -> torch.Generator:
 
 def measured(x: Tensor, y: Tensor, seed: int = 0, blocks: int = 10) -> Estimate:
     parts = [random_blocks(len(each), blocks, seeded(seed)) for each in (x, y)]
-    return kernel_distance(x, y, *parts)
+    return kernel_distance(x, y, *parts, blocks)
 
 
 def brute(x: Tensor, y: Tensor) -> float:
@@ -34,7 +34,7 @@ def brute(x: Tensor, y: Tensor) -> float:
 def test_is_the_mean_over_pairs_and_leaves_blocks_out() -> None:
     x, y = (torch.randn(n, 3, generator=seeded(n), dtype=torch.float64) for n in (12, 9))
     block_x, block_y = torch.arange(12) % 3, torch.arange(9) % 3
-    found = kernel_distance(x, y, block_x, block_y)
+    found = kernel_distance(x, y, block_x, block_y, 3)
     assert found.value == pytest.approx(brute(x, y), rel=1e-12)
     left_out = torch.tensor([brute(x[block_x != k], y[block_y != k]) for k in range(3)], dtype=torch.float64)
     error = float(left_out.var(correction=0) * 2) ** 0.5

@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from qdm_pipeline.evaluation.evaluate import COLUMNS
 from qdm_pipeline.evaluation.figures import codebook_figure, curves_figure
 from qdm_pipeline.evaluation.report import animation, summary, write_report
+from qdm_pipeline.evaluation.rows import COLUMNS
 
 
 def row(name: str, frechet: float, **values: Any) -> dict[str, Any]:

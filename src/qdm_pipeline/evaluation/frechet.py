@@ -166,10 +166,9 @@ def frechet_estimates(a: Sequence[Gaussian], b: Sequence[Gaussian]) -> tuple[Est
     return _not_negative(jackknife(value, without)), extrapolated(value, without)
 
 
-def leave_out(features: Tensor, block_of: Tensor, ddof: int = 1) -> list[Gaussian]:
-    """The Gaussian of all ``features`` [N, D], then those without each block of ``block_of`` [N]."""
-    blocks = range(int(block_of.max()) + 1)
-    parts = [features, *(features[block_of != block] for block in blocks)]
+def leave_out(features: Tensor, block_of: Tensor, blocks: int, ddof: int = 1) -> list[Gaussian]:
+    """The Gaussian of all ``features`` [N, D], then those without each block; ``block_of`` [N] names it."""
+    parts = [features, *(features[block_of != block] for block in range(blocks))]
     return [Gaussian.of_features(part, ddof) for part in parts]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from qdm_pipeline.evaluation.evaluate import Data, EvaluationSettings, labels_of, subset
+from qdm_pipeline.evaluation.data import Data, EvaluationSettings, labels_of, subset
 from qdm_pipeline.evaluation.readers import clip_reader, latent_reader, reconstruction_reader
 from qdm_pipeline.evaluation.sample_set import SampleSet
 

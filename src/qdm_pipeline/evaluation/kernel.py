@@ -26,21 +26,21 @@ class _Pairs:
         return sums / (_counts(self.first) * _counts(self.second))
 
 
-def kernel_distance(x: Tensor, y: Tensor, block_x: Tensor, block_y: Tensor) -> Estimate:
+def kernel_distance(x: Tensor, y: Tensor, block_x: Tensor, block_y: Tensor, blocks: int) -> Estimate:
     """Unbiased MMD² of features x [N, D], y [M, D] with the kernel (x·y / D + 1)³, and its 95 % interval.
 
     Bińkowski et al. 2018 (arXiv:1801.01401), over all pairs of samples instead of random subsets. Its mean
     is the true distance whatever N and M, so the value may be negative. ``block_x`` [N] and ``block_y`` [M]
-    are the blocks of the jack-knife.
+    say which of the ``blocks`` of the jack-knife a sample is in.
     """
-    cross = _pairs(x, y, block_x, block_y).means()
-    values = _within(x, block_x) + _within(y, block_y) - 2 * cross
+    cross = _pairs(x, y, block_x, block_y, blocks).means()
+    values = _within(x, block_x, blocks) + _within(y, block_y, blocks) - 2 * cross
     return jackknife(float(values[0]), values[1:])
 
 
-def _within(x: Tensor, block: Tensor) -> Tensor:
+def _within(x: Tensor, block: Tensor, blocks: int) -> Tensor:
     """Mean of the kernel over pairs of different samples: of all, then without each block."""
-    pairs = _pairs(x, x, block, block)
+    pairs = _pairs(x, x, block, block, blocks)
     diagonal = (x.double().square().mean(1) + 1) ** 3
     alone = torch.zeros(len(pairs.first), dtype=torch.float64).index_add(0, block, diagonal)
     count = _counts(pairs.first)
@@ -52,8 +52,7 @@ def _counts(counts: Tensor) -> Tensor:
     return torch.cat([counts.sum()[None], counts.sum() - counts])
 
 
-def _pairs(x: Tensor, y: Tensor, block_x: Tensor, block_y: Tensor) -> _Pairs:
-    blocks = int(torch.cat([block_x, block_y]).max()) + 1
+def _pairs(x: Tensor, y: Tensor, block_x: Tensor, block_y: Tensor, blocks: int) -> _Pairs:
     x, y = x.double(), y.double()
     in_x, in_y = (F.one_hot(block, blocks).double() for block in (block_x, block_y))
     sums = torch.zeros(blocks, blocks, dtype=torch.float64)
