@@ -1,6 +1,6 @@
 """What the embedded extractor sees: distance of spoilt clips over the floor, at four strengths.
 
-Needs the clips and the classifier of a finished ``make demo`` (or another data folder as the argument).
+Needs the clips and the classifier of a finished ``make demo`` (arguments: another data folder, corruptions).
 """
 
 import json
@@ -29,7 +29,7 @@ def artefact(data: Path, handle: str) -> Path:
     return file.parent / Path(read_json(file)["path"]).name
 
 
-def main(data: Path, count: int) -> None:
+def main(data: Path, names: list[str], count: int = COUNT) -> None:
     torch.set_num_threads(1)
     clips = ShardSet(artefact(data, "02_intermediate/clips.json"))
     classifier = load_classifier(artefact(data, "06_models/classifier.json"))
@@ -39,7 +39,7 @@ def main(data: Path, count: int) -> None:
     train, test = (clip_reader(clips, chosen) for chosen in rows.values())
     reference = Gaussian.of_features(observer.features(test, len(rows["test"])))
     floor = distance(Gaussian.of_features(observer.features(train, count)), reference)
-    for name in CORRUPTIONS:
+    for name in names:
         ratios = []
         for strength in STRENGTHS:
             features = observer.features(corrupted_reader(train, name, strength, 0), count)
@@ -51,4 +51,4 @@ def main(data: Path, count: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if sys.argv[1:] else "data"), COUNT)
+    main(Path(sys.argv[1] if sys.argv[1:] else "data"), sys.argv[2:] or list(CORRUPTIONS))

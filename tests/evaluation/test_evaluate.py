@@ -16,11 +16,11 @@ from qdm_pipeline.errors import InputError
 from qdm_pipeline.evaluation.data import Data, EvaluationSettings
 from qdm_pipeline.evaluation.evaluate import evaluate
 from qdm_pipeline.evaluation.features import ClassifierConfig, VideoClassifier
-from qdm_pipeline.evaluation.gallery import gallery, places_by_class
+from qdm_pipeline.evaluation.gallery import code_maps, gallery, places_by_class
 from qdm_pipeline.evaluation.judge import Judge
-from qdm_pipeline.evaluation.observe import Observer
+from qdm_pipeline.evaluation.observe import Observation, Observer
 from qdm_pipeline.evaluation.readers import clip_reader
-from qdm_pipeline.evaluation.rows import COLUMNS
+from qdm_pipeline.evaluation.rows import COLUMNS, memorisation
 from qdm_pipeline.files import write_json
 from qdm_pipeline.handle import Handle
 from qdm_pipeline.hooks import numbers
@@ -250,6 +250,34 @@ def test_the_gallery_shows_the_same_class_in_the_same_place(
     }
     assert all(shown[name].shape == (2, 4, 3, 5, 16, 16) for name in shown if name.startswith("videos/"))
     assert shown["usage/student"].tolist() == [[14] * CODES]
+    assert shown["codes/student"].shape == (2, 2, 3, 5, 16, 16)
+    assert shown["nearest/student"].shape == (2, 4, 3, 5, 16, 16)
+    train = data.clips.gather("video", data.clips.rows("train")[: settings.train_clips])
+    assert all(any(torch.equal(one, clip) for clip in train) for one in shown["nearest/student"][1])
+
+
+def test_copies_of_train_clips_are_found() -> None:
+    draw = torch.Generator().manual_seed(0)
+    train, test, fresh = (torch.randn(60, 8, generator=draw) for _ in range(3))
+
+    def seen(features: Tensor) -> Observation:
+        nothing = torch.zeros(60, 0)
+        blocks = torch.zeros(60, dtype=torch.long)
+        return Observation(features, features, nothing, nothing, blocks, blocks, 1, 1)
+
+    assert memorisation(seen(test), seen(test), train) == 1
+    assert memorisation(seen(fresh), seen(test), train) == pytest.approx(1, abs=0.3)
+    assert memorisation(seen(train + 0.01), seen(test), train) < 0.05
+
+
+def test_a_code_has_one_colour_in_its_place() -> None:
+    codes = torch.tensor([[[[0, 1]], [[1, 1]]]])  # one group, two latent frames of 1 x 2
+    maps = code_maps(torch.zeros(3, 5, 4, 8, dtype=torch.uint8), codes)
+    assert maps.shape == (2, 3, 5, 4, 8)
+    zero, one = maps[1, :, 0, 0, 0], maps[1, :, 0, 0, 7]
+    assert not torch.equal(zero, one)
+    assert (maps[1, :, 0, :, :4] == zero.view(3, 1, 1)).all()
+    assert (maps[1, :, 1:] == one.view(3, 1, 1, 1)).all()
 
 
 def test_places_fall_back_to_what_is_left() -> None:

@@ -54,13 +54,10 @@ def _occlusion(clip: Tensor, strength: float, draw: torch.Generator) -> Tensor:
 
 
 def _shuffle(clip: Tensor, strength: float, draw: torch.Generator) -> Tensor:
-    """A share of the frames, two at least, change places in a ring."""
+    """Frames come late by random times of up to the clip's length, and so out of order."""
     frames = clip.shape[1]
-    count = min(frames, max(2, round(strength * frames)))
-    chosen = torch.randperm(frames, generator=draw)[:count]
-    order = torch.arange(frames)
-    order[chosen] = chosen.roll(1)
-    return clip[:, order]
+    late = strength * frames * torch.rand(frames, generator=draw)
+    return clip[:, (torch.arange(frames) + late).argsort()]
 
 
 def _drop(clip: Tensor, strength: float, draw: torch.Generator) -> Tensor:

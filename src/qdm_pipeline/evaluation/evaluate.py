@@ -11,11 +11,10 @@ from torch import Tensor
 
 from qdm_pipeline.errors import InputError
 from qdm_pipeline.evaluation.data import LEAST, Data, EvaluationSettings, labels_of
-from qdm_pipeline.evaluation.extractors import load_extractor
 from qdm_pipeline.evaluation.judge import mean_squared_error
-from qdm_pipeline.evaluation.observe import Observation, Observer
+from qdm_pipeline.evaluation.observe import Observation
 from qdm_pipeline.evaluation.readers import latent_reader, reconstruction_reader
-from qdm_pipeline.evaluation.real import RealClips
+from qdm_pipeline.evaluation.real import RealClips, make_observer
 from qdm_pipeline.evaluation.rows import compare, memorisation, sampling_facts
 from qdm_pipeline.evaluation.sample_set import SampleSet, latent_moments
 from qdm_pipeline.ranks import Ranks
@@ -50,10 +49,7 @@ def evaluate(
     sets = [SampleSet(path) for path in sample_sets]
     _check(sets, data, decoders)
     autoencoder, classifier = data.autoencoder.to(ranks.device), data.classifier.to(ranks.device)
-    extractor = load_extractor(settings.extractor, Path(settings.weights), classifier, ranks.device)
-    observer = Observer(
-        extractor, classifier, settings.batch, settings.blocks, settings.seed, Path(settings.cache), ranks
-    )
+    observer = make_observer(settings, data, ranks)
     real = RealClips(settings, data, observer)
     shape, fps = data.clips.manifest["fields"]["video"]["shape"], data.clips.manifest["fps"]
 
@@ -78,8 +74,8 @@ def evaluate(
     seen = observer.observe(reconstructions, real.reference.labels)
     rows.append(row("reconstruction", seen) | {"psnr": -10 * math.log10(max(error, 1e-12))} | copies(seen))
     return {
-        "metric": extractor.metric_name(shape, len(real.test)),
-        "extractor": extractor.facts(),
+        "metric": observer.extractor.metric_name(shape, len(real.test)),
+        "extractor": observer.extractor.facts(),
         "reference": {"split": "test", "count": len(real.test)},
         "classes": list(classifier.config.classes),
         "fps": fps,

@@ -1,12 +1,18 @@
 """What real clips look like: the reference, the floor, and how far spoilt clips stand from them."""
 
+from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from qdm_pipeline.evaluation.corruptions import CORRUPTIONS, corrupted_reader
 from qdm_pipeline.evaluation.data import Data, EvaluationSettings, labels_of, subset
+from qdm_pipeline.evaluation.extractors import load_extractor
 from qdm_pipeline.evaluation.frechet import Gaussian, distance
 from qdm_pipeline.evaluation.observe import Observation, Observer
 from qdm_pipeline.evaluation.readers import clip_reader, noise_reader, shuffled_reader
+from qdm_pipeline.ranks import Ranks
+from qdm_pipeline.video.shards import ShardSet
 
 BLIND = 1.5  # times the floor: an extractor is blind to a corruption that stands below
 
@@ -25,8 +31,7 @@ class RealClips:
         self.trained = clip_reader(data.clips, self.train)
         self.reference = observer.observe(self.originals, self.labels[self.test], self._key("test"))
         self.floor = observer.observe(self.trained, self.labels[self.train], self._key("train"))
-        rows = data.clips.rows("train")[: settings.train_clips]
-        self.bank = observer.features(clip_reader(data.clips, rows), len(rows), self._key("bank", len(rows)))
+        self.bank = bank(settings, data.clips, observer)
 
     def spoilt(self) -> dict[str, Observation]:
         """The train clips with their frames shuffled, and noise in their place."""
@@ -54,3 +59,23 @@ class RealClips:
 
     def _key(self, *what: object) -> list[object]:
         return [self.clips.digest, self.settings.samples, self.settings.seed, *what]
+
+
+def make_observer(settings: EvaluationSettings, data: Data, ranks: Ranks) -> Observer:
+    """The observer that ``settings`` describe; `InputError` if its extractor is not there."""
+    extractor = load_extractor(settings.extractor, Path(settings.weights), data.classifier, ranks.device)
+    return Observer(
+        extractor,
+        data.classifier,
+        settings.batch,
+        settings.blocks,
+        settings.seed,
+        Path(settings.cache),
+        ranks,
+    )
+
+
+def bank(settings: EvaluationSettings, clips: ShardSet, observer: Observer) -> Tensor:
+    """Features of the first train clips: [N, D]."""
+    rows = clips.rows("train")[: settings.train_clips]
+    return observer.features(clip_reader(clips, rows), len(rows), [clips.digest, "bank", len(rows)])
