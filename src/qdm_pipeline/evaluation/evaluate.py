@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 Decoder = Callable[[Tensor], Tensor]  # codes int [B, G, T, H, W] -> latents [B, C, T, H, W]
 
 
+ENOUGH = 1.5  # clips over features: with as many as features the extrapolation is still far off
 RESERVED = ("real", "reconstruction", "shuffled", "noise")
 
 
@@ -93,7 +94,7 @@ def _warnings(rows: Sequence[Mapping[str, Any]], reference: Observation, ranks: 
         f"{name}: {count} clips for {dimension} features: its Fréchet distance is far above its limit, and "
         f"the extrapolated one not to be relied on"
         for name, count in counts.items()
-        if count <= dimension
+        if count < ENOUGH * dimension
     ]
     for line in found if ranks.is_main else ():
         logger.warning(line)
