@@ -45,7 +45,8 @@ def test_the_metrics_have_a_row_for_all_that_is_compared(project: Path) -> None:
     metrics = json.loads((project / "data/08_reporting/metrics.json").read_text())
     rows = {row["name"]: row for row in metrics["rows"]}
     assert set(rows) == {
-        "teacher", "teacher-quantized", "teacher-few-step", "student", "real", "reconstruction",
+        "teacher", "teacher-quantized", "teacher-few-step", "student",
+        "real", "shuffled", "noise", "reconstruction",
     }  # fmt: skip
     for name in ("teacher", "student"):
         for key in ("nfe", "frechet", "accuracy", "utilization", "perplexity", "seconds_per_clip"):

@@ -32,3 +32,19 @@ def sweep(axes: tuple[str, ...], pipelines: tuple[str, ...], env: str | None) ->
         raise click.ClickException(str(error)) from None
     click.echo(sweeps.table(results))
     sys.exit(any(result.error for result in results))
+
+
+@cli.command(epilog="Example: kedro compare data/08_reporting/evaluation-*")
+@click.argument("evaluations", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+def compare(evaluations: tuple[Path, ...]) -> None:
+    """Put evaluations side by side: folders of evaluations, or their metrics.json, as a Markdown table.
+
+    Those that were not measured alike (features, frames, size, clips, weights) are refused.
+    """
+    from qdm_pipeline.errors import InputError
+    from qdm_pipeline.evaluation.comparison import comparison
+
+    try:
+        click.echo(comparison(evaluations), nl=False)
+    except InputError as error:
+        raise click.ClickException(str(error)) from None

@@ -11,8 +11,8 @@ from qdm_pipeline.evaluation.frechet import (
     Moments,
     frechet_distance,
     frechet_with_interval,
-    random_blocks,
 )
+from qdm_pipeline.evaluation.intervals import random_blocks
 
 
 def seeded(seed: int) -> torch.Generator:

@@ -8,13 +8,27 @@ import pytest
 import torch
 from PIL import Image
 
-from qdm_pipeline.evaluation.evaluate import COLUMNS
 from qdm_pipeline.evaluation.figures import codebook_figure, curves_figure
 from qdm_pipeline.evaluation.report import animation, summary, write_report
+from qdm_pipeline.evaluation.rows import COLUMNS
 
 
 def row(name: str, frechet: float, **values: Any) -> dict[str, Any]:
     interval = {"frechet": frechet, "frechet_low": frechet - 2, "frechet_high": frechet + 2, "count": 50}
+    interval |= {
+        "frechet_limit": frechet - 5,
+        "frechet_limit_low": frechet - 8,
+        "frechet_limit_high": frechet,
+    }
+    interval |= {"kernel": 0.25, "kernel_low": -0.5, "kernel_high": 1, "motion": 0.02, "flicker": 0.03}
+    interval |= {
+        "precision": 0.711,
+        "recall": 0.622,
+        "density": 0.533,
+        "coverage": 0.444,
+        "first_frame": 3.21,
+    }
+    interval |= {"class_score": 2.5, "class_score_split": 2.25, "motion_distance": 0.0125}
     return dict.fromkeys(COLUMNS) | {"name": name} | interval | values
 
 
@@ -34,6 +48,10 @@ def sampled(name: str, frechet: float, nfe: int) -> dict[str, Any]:
         latent_mean=-0.001,
         latent_std=1.01,
         seconds_per_clip=nfe / 1000,
+        bits_per_second=3072.0,
+        entropy_bits_per_second=2961.0,
+        compression=64.0,
+        nearest_train=1.18,
     )
 
 
@@ -48,6 +66,12 @@ def make_metrics(labelled: bool = True) -> dict[str, Any]:
         "classes": ["zero", "one", "two"] if labelled else [],
         "fps": 8,
         "rows": rows,
+        "extractor": {"frames": None, "size": None, "resize": "none", "values": "[-1, 1]", "ddof": 1},
+        "corruptions": [
+            {"name": "blur", "frechet": 70.0, "ratio": 14.0, "seen": True},
+            {"name": "frame drop", "frechet": 6.0, "ratio": 1.2, "seen": False},
+        ],
+        "warnings": ["student: 50 clips for 64 features"],
     }
 
 
@@ -59,6 +83,7 @@ def make_pictures(labelled: bool = True) -> dict[str, torch.Tensor]:
         "classes": torch.tensor([0, 1, 2] if labelled else [-1] * 3),
         **{f"videos/{name}": video for name in ("real", "reconstruction", "teacher", "student")},
         **{f"usage/{name}": histogram for name in ("teacher", "student")},
+        **{f"{kind}/{name}": video for kind in ("nearest", "codes") for name in ("teacher", "student")},
     }
 
 
@@ -85,12 +110,19 @@ def test_every_row_and_number_is_there(html: str) -> None:
         "12,800",
         "412",
         "make demo",
+        "3,072",
+        "64 ×",
+        "1.18 × as far as test clips",
+        "−0.5 – 1",
+        "These features do not see: frame drop.",
+        "student: 50 clips for 64 features",
+        "0.711",
     ):
         assert text in html
     assert "4 network evaluations a clip, better than the teacher’s 64" in html
     assert "<h3>teacher</h3>" in html
     assert "not trained here" not in html
-    assert html.count("data:image/webp") == 4
+    assert html.count("data:image/webp") == 8
     assert html.count("<span>zero</span>") == 4
     assert "-0.00" not in html
 

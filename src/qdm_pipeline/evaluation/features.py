@@ -1,5 +1,6 @@
 """`VideoClassifier`: a small video network whose features the Fréchet distance is measured in."""
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -91,9 +92,14 @@ class VideoClassifier(nn.Module):
         """Features [B, D] and class logits [B, classes] of video [B, 3, T, H, W] in [-1, 1], H, W >= 16."""
         x = self.body(video.contiguous(memory_format=channels_last_3d))
         features = self.to_features(x.mean((2, 3, 4)))
+        return features, self.class_logits(features)
+
+    def class_logits(self, features: Tensor) -> Tensor:
+        """Class logits [B, classes] of clips with these features [B, D]."""
         if self.class_head is None:
-            return features, features.new_empty(len(features), 0)
-        return features, self.class_head(F.silu(features))
+            return features.new_empty(len(features), 0)
+        logits: Tensor = self.class_head(F.silu(features))
+        return logits
 
     def transform_logits(self, features: Tensor) -> Tensor:
         """Logits [B, 4] of what was done to the clips with these features."""
@@ -113,6 +119,11 @@ class VideoClassifier(nn.Module):
         """What the features are, for the names of metrics."""
         learned = "classifier" if self.config.classes else "selfsup"
         return f"{learned}-2plus1d-{self.config.features}d"
+
+    def digest(self) -> str:
+        """SHA-256 of the weights."""
+        weights = {name: value.cpu().contiguous() for name, value in self.state_dict().items()}
+        return hashlib.sha256(save(weights)).hexdigest()
 
 
 def save_classifier(model: VideoClassifier, directory: Path) -> None:

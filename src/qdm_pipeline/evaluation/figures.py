@@ -12,7 +12,7 @@ from torch import Tensor
 
 # The report replaces these by colours that fit its light and its dark theme.
 INK, MUTED, GRID, MAIN, SECOND = "#30363f", "#7d8590", "#dde1e6", "#2f6fde", "#d9730d"
-REAL = ("real", "reconstruction")
+REFERENCES = ("real", "shuffled", "noise", "reconstruction")  # rows that no model made
 
 
 def curves_figure(rows: Sequence[Mapping[str, float]], columns: int = 4) -> Figure:
@@ -55,27 +55,62 @@ def codebook_figure(usage: Mapping[str, Tensor], columns: int = 4) -> Figure:
 
 
 def distance_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Fréchet distance of every row with its 95 % interval; shaded below the floor of real clips."""
+    """Fréchet distance of every row with its 95 % interval; shaded below the floor of real clips.
+
+    The axis is logarithmic where the distances span more than a factor of 30.
+    """
+    distances = [max(row["frechet"], 1e-9) for row in rows]
+    wide = max(distances) > 30 * min(distances)
+    start = min(distances) / 3 if wide else 0
     figure = Figure(figsize=(11, 0.42 * len(rows) + 0.7), layout="constrained")
     axis = figure.add_subplot()
     _style(axis)
     for place, row in enumerate(reversed(rows)):
-        color = SECOND if row["name"] in REAL else MAIN
+        color = SECOND if row["name"] in REFERENCES else MAIN
         axis.plot(
-            [row["frechet_low"], row["frechet_high"]], [place] * 2, color=color, linewidth=2, alpha=0.45
+            [max(row["frechet_low"], start), row["frechet_high"]],
+            [place] * 2,
+            color=color,
+            linewidth=2,
+            alpha=0.45,
         )
         axis.plot(row["frechet"], place, "o", color=color, markersize=6)
+        digits = 3 if row["frechet"] < 1000 else 4
         axis.annotate(
-            f"{row['frechet']:.3g}", (row["frechet_high"], place), (7, 0), textcoords="offset points",
-            va="center", fontsize=8.5, color=INK,
+            f"{row['frechet']:.{digits}g}", (row["frechet_high"], place), (7, 0),
+            textcoords="offset points", va="center", fontsize=8.5, color=INK,
         )  # fmt: skip
         if row["name"] == "real":
-            axis.axvspan(0, row["frechet"], color=SECOND, alpha=0.09, linewidth=0)
+            axis.axvspan(start, row["frechet"], color=SECOND, alpha=0.09, linewidth=0)
     axis.set_yticks(range(len(rows)), [row["name"] for row in reversed(rows)], fontsize=9, color=INK)
     axis.set_ylim(-0.6, len(rows) - 0.4)
-    axis.set_xlim(0, 1.1 * max(row["frechet_high"] for row in rows) + 1e-9)
+    if wide:
+        axis.set_xscale("log")
+    axis.set_xlim(start, (2 if wide else 1.1) * max(row["frechet_high"] for row in rows) + 1e-9)
     axis.grid(False, axis="y")
     axis.set_xlabel("Fréchet distance to the test clips, with 95 % interval", fontsize=8.5, color=MUTED)
+    return figure
+
+
+def corruption_figure(corruptions: Sequence[Mapping[str, Any]]) -> Figure:
+    """Distance of spoilt clips over the floor, one bar each; what the extractor is blind to is marked."""
+    figure = Figure(figsize=(11, 0.3 * len(corruptions) + 0.7), layout="constrained")
+    axis = figure.add_subplot()
+    _style(axis)
+    ordered = sorted(corruptions, key=lambda one: one["ratio"])
+    for place, one in enumerate(ordered):
+        axis.barh(place, one["ratio"], color=MAIN if one["seen"] else SECOND, height=0.62)
+        text = f"{one['ratio']:.3g} ×" + ("" if one["seen"] else "  not seen")
+        axis.annotate(
+            text, (one["ratio"], place), (6, 0), textcoords="offset points", va="center", fontsize=8.5,
+            color=INK,
+        )  # fmt: skip
+    axis.axvline(1, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
+    axis.set_yticks(range(len(ordered)), [one["name"] for one in ordered], fontsize=9, color=INK)
+    axis.set_xscale("log")
+    axis.set_xlim(0.5, 3 * max(one["ratio"] for one in ordered))
+    axis.grid(False, axis="y")
+    axis.set_xlabel("distance over that of clean clips", fontsize=8.5, color=MUTED)
     return figure
 
 

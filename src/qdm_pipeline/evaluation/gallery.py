@@ -1,14 +1,20 @@
-"""What the report shows beside the numbers: videos of every row, the same class in the same place."""
+"""What the report shows beside the numbers: videos, the codes behind them, and the nearest train clips."""
 
+import colorsys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from qdm_pipeline.evaluation.evaluate import Data, EvaluationSettings, labels_of, subset
+from qdm_pipeline.evaluation.data import Data, EvaluationSettings, labels_of, subset
+from qdm_pipeline.evaluation.neighbours import nearest
 from qdm_pipeline.evaluation.readers import clip_reader, latent_reader, reconstruction_reader
+from qdm_pipeline.evaluation.real import bank, make_observer
 from qdm_pipeline.evaluation.sample_set import SampleSet
+from qdm_pipeline.ranks import Ranks
+
+MAPPED = 2  # samples whose codes are shown
 
 
 def gallery(settings: EvaluationSettings, sample_sets: Sequence[Path], data: Data) -> dict[str, Tensor]:
@@ -16,7 +22,9 @@ def gallery(settings: EvaluationSettings, sample_sets: Sequence[Path], data: Dat
 
     ``videos/NAME``: uint8 [lines, columns, 3, T, H, W] for "real" (test clips), "reconstruction" (of the
     same clips) and every sample set; ``classes``: int64 [columns], the class of each column, -1 without
-    classes; ``usage/NAME``: int64 [G, K], how often each code was used.
+    classes. For every sample set ``usage/NAME``: int64 [G, K], how often each code was used; ``codes/NAME``:
+    uint8 [2, 1 + G, 3, T, H, W], two samples, each with its codes as colours; ``nearest/NAME``: uint8
+    [2, columns, 3, T, H, W], of the samples shown those that lie closest to a train clip, and that clip.
     """
     count = len(data.classifier.config.classes)
     classes = torch.arange(settings.columns) % count if count else torch.full((settings.columns,), -1)
@@ -25,18 +33,50 @@ def gallery(settings: EvaluationSettings, sample_sets: Sequence[Path], data: Dat
     originals = clip_reader(data.clips, test)
     reconstructions = reconstruction_reader(originals, data.autoencoder)
     places = places_by_class(labels_of(data.clips)[test], wanted)
-    videos = {"real": originals(places), "reconstruction": reconstructions(places)}
-    usage = {}
-    for samples in map(SampleSet, sample_sets):
-        read = latent_reader(samples.latents, data.autoencoder)
-        videos[samples.name] = read(places_by_class(samples.labels, wanted))
-        usage[samples.name] = samples.usage
     grid = (settings.lines, settings.columns)
-    return (
-        {"classes": classes}
-        | {f"videos/{name}": video.unflatten(0, grid) for name, video in videos.items()}
-        | {f"usage/{name}": histogram for name, histogram in usage.items()}
-    )
+    observer = make_observer(settings, data, Ranks(device=data.autoencoder.mean.device))
+    train = bank(settings, data.clips, observer)
+    shown = {"classes": classes}
+    shown["videos/real"] = originals(places).unflatten(0, grid)
+    shown["videos/reconstruction"] = reconstructions(places).unflatten(0, grid)
+    for samples in map(SampleSet, sample_sets):
+        chosen = places_by_class(samples.labels, wanted)
+        videos = latent_reader(samples.latents, data.autoencoder)(chosen)
+        away, where = nearest(observer.extractor(videos), train)
+        closest = away.argsort()[: settings.columns]
+        copied = data.clips.gather("video", data.clips.rows("train")[where[closest]])
+        shown[f"videos/{samples.name}"] = videos.unflatten(0, grid)
+        shown[f"nearest/{samples.name}"] = torch.stack([videos[closest], copied])
+        shown[f"codes/{samples.name}"] = torch.stack(
+            [code_maps(videos[i], samples.codes[chosen[i]]) for i in range(min(MAPPED, len(videos)))]
+        )
+        shown[f"usage/{samples.name}"] = samples.usage
+    return shown
+
+
+def code_maps(video: Tensor, codes: Tensor) -> Tensor:
+    """``video`` uint8 [3, T, H, W] and, as large, each group of ``codes`` [G, T', H', W'] as colours.
+
+    Returns uint8 [1 + G, 3, T, H, W]. A code has one colour wherever it stands; frames of a latent frame
+    are shown as the causal autoencoder makes them: one for the first, as many for each other.
+    """
+    _, frames, height, width = video.shape
+    _, times, rows, columns = codes.shape
+    patch = (frames - 1) // max(1, times - 1) or 1
+    time = (torch.arange(frames) + patch - 1) // patch
+    large = codes[:, time.clamp(max=times - 1)]
+    large = large[:, :, torch.arange(height) * rows // height][..., torch.arange(width) * columns // width]
+    maps = palette(int(codes.max()) + 1)[large.long()].permute(0, 4, 1, 2, 3)
+    return torch.cat([video[None], maps])
+
+
+def palette(size: int) -> Tensor:
+    """A colour for each of ``size`` codes, hues by the golden ratio: uint8 [size, 3]."""
+    colours = [
+        colorsys.hsv_to_rgb(code * 0.618034 % 1, 0.45 + 0.4 * (code % 3) / 2, 0.95 - 0.35 * (code % 5) / 4)
+        for code in range(size)
+    ]
+    return (torch.tensor(colours) * 255).to(torch.uint8)
 
 
 def places_by_class(labels: Tensor, wanted: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from qdm_pipeline.evaluation.features import VideoClassifier
-from qdm_pipeline.evaluation.frechet import Moments, random_blocks
+from qdm_pipeline.evaluation.frechet import Moments
+from qdm_pipeline.evaluation.intervals import random_blocks
 from qdm_pipeline.evaluation.readers import Reader
 from qdm_pipeline.randomness import generator
 from qdm_pipeline.ranks import Ranks

@@ -19,6 +19,7 @@ from torch.nn import functional
 from qdm_pipeline.evaluation import figures
 
 THEMED = {"INK": "ink", "MUTED": "muted", "GRID": "line", "MAIN": "accent", "SECOND": "second"}
+GAPS = {"codes": 4}  # pixels between pictures, where their edges cannot be told apart
 # What is better: the least or the most of it. Real clips and reconstructions do not compete.
 BEST = {
     "frechet": min,
@@ -27,6 +28,11 @@ BEST = {
     "seconds_per_clip": min,
     "utilization": max,
     "perplexity": max,
+    "frechet_limit": min,
+    "kernel": min,
+    "first_frame": min,
+    "motion_distance": min,
+    **dict.fromkeys(("precision", "recall", "density", "coverage", "class_score"), max),
 }
 
 
@@ -58,8 +64,16 @@ def write_report(
         best={key: _best(rows, key, choose) for key, choose in BEST.items()},
         summary=summary(rows),
         columns=_column_names(pictures["classes"], metrics["classes"]),
+        references=figures.REFERENCES,
+        real=next((row for row in rows if row["name"] == "real"), None),
         videos=_videos(rows, pictures, metrics["fps"]),
+        nearest=_animations("nearest", rows, pictures, metrics["fps"]),
+        codes=_animations("codes", rows, pictures, metrics["fps"]),
         distances=_svg(figures.distance_figure(rows)),
+        corruptions=_svg(figures.corruption_figure(metrics["corruptions"]))
+        if metrics["corruptions"]
+        else None,
+        blind=[one["name"] for one in metrics["corruptions"] if not one["seen"]],
         curves={name: _svg(figures.curves_figure(values)) for name, values in curves.items() if values},
         codebook=_svg(figures.codebook_figure(usage)) if usage else None,
         settings={name: json.dumps(value, indent=2, ensure_ascii=False) for name, value in settings.items()},
@@ -90,10 +104,10 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     }
 
 
-def animation(videos: Tensor, fps: float) -> bytes:
+def animation(videos: Tensor, fps: float, gap: int = 1) -> bytes:
     """Lossless animated WebP of ``videos`` uint8 [lines, columns, 3, T, H, W] in a grid, looping."""
-    gap = functional.pad(videos, (0, 1, 0, 1), value=128)
-    frames = rearrange(gap, "lines columns c t h w -> t (lines h) (columns w) c")[:, :-1, :-1]
+    apart = functional.pad(videos, (0, gap, 0, gap), value=128)
+    frames = rearrange(apart, "lines columns c t h w -> t (lines h) (columns w) c")[:, :-gap, :-gap]
     first, *rest = (Image.fromarray(frame.numpy()) for frame in frames.contiguous())
     stream = io.BytesIO()
     first.save(
@@ -106,12 +120,18 @@ def _videos(
     rows: Sequence[Mapping[str, Any]], pictures: Mapping[str, Tensor], fps: float
 ) -> list[dict[str, Any]]:
     """What the template shows of every set with pictures: real clips first, then what was made of them."""
-    named = {row["name"]: row for row in rows}
-    order = [*figures.REAL, *(name for name in named if name not in figures.REAL)]
+    order = sorted(rows, key=lambda row: row["name"] not in figures.REFERENCES)
+    return _animations("videos", order, pictures, fps)
+
+
+def _animations(
+    kind: str, rows: Sequence[Mapping[str, Any]], pictures: Mapping[str, Tensor], fps: float
+) -> list[dict[str, Any]]:
+    """The pictures KIND/NAME of every row that has them, with that row."""
     return [
-        {"row": named[name], "data": base64.b64encode(animation(pictures[f"videos/{name}"], fps)).decode()}
-        for name in order
-        if f"videos/{name}" in pictures
+        {"row": row, "data": base64.b64encode(animation(pictures[name], fps, GAPS.get(kind, 1))).decode()}
+        for row in rows
+        if (name := f"{kind}/{row['name']}") in pictures
     ]
 
 
@@ -120,7 +140,7 @@ def _column_names(classes: Tensor, names: Sequence[str]) -> list[str]:
 
 
 def _best(rows: Sequence[Mapping[str, Any]], key: str, choose: Any) -> Any:
-    values = [row[key] for row in rows if row["name"] not in figures.REAL and row[key] is not None]
+    values = [row[key] for row in rows if row["name"] not in figures.REFERENCES and row[key] is not None]
     return choose(values) if len(set(values)) > 1 else None
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from qdm_pipeline import __version__
 from qdm_pipeline.evaluation import report
-from qdm_pipeline.evaluation.evaluate import EvaluationSettings
+from qdm_pipeline.evaluation.data import EvaluationSettings
 from qdm_pipeline.evaluation.figures import distance_figure
 from qdm_pipeline.files import read_json
 from qdm_pipeline.handle import Handle

@@ -34,7 +34,7 @@ def strike(subject=None):
         case "drift":
             import torch
 
-            weight = subject.wrapped.predictor.patch_in.weight.data.view(-1)
+            weight = subject.model.patch_in.weight.data.view(-1)
             weight[3] = torch.nextafter(weight[3], torch.tensor(math.inf))
     time.sleep(0.01)
 

@@ -1,0 +1,54 @@
+"""What the embedded extractor sees: distance of spoilt clips over the floor, at four strengths.
+
+Needs the clips and the classifier of a finished ``make demo`` (arguments: another data folder, corruptions).
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from qdm_pipeline.evaluation.corruptions import CORRUPTIONS, corrupted_reader
+from qdm_pipeline.evaluation.extractors import of_classifier
+from qdm_pipeline.evaluation.features import load_classifier
+from qdm_pipeline.evaluation.frechet import Gaussian, distance
+from qdm_pipeline.evaluation.observe import Observer
+from qdm_pipeline.evaluation.readers import clip_reader
+from qdm_pipeline.files import read_json
+from qdm_pipeline.ranks import Ranks
+from qdm_pipeline.video.shards import ShardSet
+
+STRENGTHS = (0.25, 0.5, 0.75, 1.0)
+COUNT = 1000
+GOAL = 4  # times the floor, at full strength
+
+
+def artefact(data: Path, handle: str) -> Path:
+    file = data / handle
+    return file.parent / Path(read_json(file)["path"]).name
+
+
+def main(data: Path, names: list[str], count: int = COUNT) -> None:
+    torch.set_num_threads(1)
+    clips = ShardSet(artefact(data, "02_intermediate/clips.json"))
+    classifier = load_classifier(artefact(data, "06_models/classifier.json"))
+    extractor = of_classifier(classifier, torch.device("cpu"))
+    observer = Observer(extractor, classifier, 50, 10, 0, Path(), Ranks())
+    rows = {split: clips.rows(split)[:count] for split in ("train", "test")}
+    train, test = (clip_reader(clips, chosen) for chosen in rows.values())
+    reference = Gaussian.of_features(observer.features(test, len(rows["test"])))
+    floor = distance(Gaussian.of_features(observer.features(train, count)), reference)
+    for name in names:
+        ratios = []
+        for strength in STRENGTHS:
+            features = observer.features(corrupted_reader(train, name, strength, 0), count)
+            ratios.append(round(distance(Gaussian.of_features(features), reference) / floor, 2))
+        grows = all(a < b for a, b in zip(ratios, ratios[1:], strict=False))
+        row = {"case": name, "metric": f"distance over the floor of {floor:.3g}", "strengths": ratios,
+               "monotone": grows, "goal": f">= {GOAL}", "ok": grows and ratios[-1] >= GOAL}  # fmt: skip
+        print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1] if sys.argv[1:] else "data"), sys.argv[2:] or list(CORRUPTIONS))
