@@ -1,23 +1,25 @@
 """Videos to clips: uint8 tensors of one length, size and rate, in shards."""
 
 import hashlib
+import itertools
 import logging
 from collections import Counter
 from collections.abc import Iterator
-from itertools import count, islice
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from qdm_pipeline.configuration import require, settings
 from qdm_pipeline.errors import InputError
+from qdm_pipeline.files import write_json
 from qdm_pipeline.handle import Handle
 from qdm_pipeline.run import Run
-from qdm_pipeline.video.decode import BadVideo, decode_frames
+from qdm_pipeline.video.decode import Plan
+from qdm_pipeline.video.decoders import Decoders
 from qdm_pipeline.video.folder import SPLITS, Video, list_videos
+from qdm_pipeline.video.picture import BadVideo
 from qdm_pipeline.video.shards import Sample, write_shards
 
 logger = logging.getLogger(__name__)
@@ -30,8 +32,11 @@ class ClipSettings:
     frames: int
     size: int
     fps: float
-    clips_per_video: Literal["first", "all"]  # all: one after the other, without overlap
-    max_bad_fraction: float
+    clips_per_video: Literal["first", "centre", "uniform", "all"]
+    uniform_clips: int  # of a video, with clips_per_video: uniform
+    most_seconds: float  # until a video's next clip
+    most_memory: int  # MiB that a decoder may take
+    most_skipped: float  # share of the videos
     validation_fraction: float
     test_fraction: float
     shard_size: int
@@ -40,21 +45,31 @@ class ClipSettings:
     def __post_init__(self) -> None:
         require(self.frames >= 1 and self.size >= 1, "clips: frames and size must be at least 1")
         require(self.fps > 0, f"clips: fps must be positive, found {self.fps}")
-        require(self.clips_per_video in ("first", "all"), "clips: clips_per_video must be 'first' or 'all'")
-        require(0 <= self.max_bad_fraction < 1, "clips: max_bad_fraction must lie in [0, 1)")
+        require(
+            self.clips_per_video in ("first", "centre", "uniform", "all"),
+            "clips: clips_per_video must be 'first', 'centre', 'uniform' or 'all'",
+        )
+        for name in ("uniform_clips", "most_memory", "shard_size"):
+            require(getattr(self, name) >= 1, f"clips: {name} must be at least 1")
+        require(self.most_seconds > 0, f"clips: most_seconds must be positive, found {self.most_seconds}")
+        require(0 <= self.most_skipped < 1, "clips: most_skipped must lie in [0, 1)")
         held_out = self.validation_fraction + self.test_fraction
         require(
             0 < held_out < 1, f"clips: the fractions of validation and test sum to {held_out}, not in (0, 1)"
         )
-        require(self.shard_size >= 1, "clips: shard_size must be at least 1")
+
+    @property
+    def plan(self) -> Plan:
+        """What a decoder has to know."""
+        return Plan(self.frames, self.size, self.fps, self.clips_per_video, self.uniform_clips)
 
 
-def make_clips(settings: ClipSettings, folder: Path, run: Run) -> Handle:
-    """Decode the videos of ``folder`` into clip shards in the run's directory.
+def make_clips(settings: ClipSettings, folder: Path, run: Run, decoders: int = 1) -> Handle:
+    """Decode the videos of ``folder`` into clip shards in the run's directory, in ``decoders`` processes.
 
     Bad and too short videos are named, with the reason, in a warning and in the manifest's ``skipped``; of a
     long one the clips before its damage stay. `InputError` if the table is wrong, a split is empty, or more
-    than ``max_bad_fraction`` of the videos are bad.
+    than ``most_skipped`` of the videos are skipped in whole or part (``skipped.json`` then lists them).
     """
     videos = _with_splits(list_videos(folder), settings)
     _require_splits({video.split for video in videos}, folder)
@@ -66,10 +81,17 @@ def make_clips(settings: ClipSettings, folder: Path, run: Run) -> Handle:
         "classes": classes or None,
         "skipped": skipped,  # filled while the samples are written, and so before the manifest is
     }
-    samples = _samples(settings, folder, videos, classes, skipped)
-    shards = write_shards(run.directory, samples, extra, settings.shard_size)
+    with Decoders(decoders, settings.plan, settings.most_seconds, settings.most_memory) as processes:
+        decoded = zip(videos, processes.decode([folder / video.file for video in videos]), strict=True)
+        samples = _samples(settings, folder, decoded, len(videos), classes, skipped)
+        try:
+            shards = write_shards(run.directory, samples, extra, settings.shard_size)
+        except InputError:
+            write_json(run.directory / "skipped.json", skipped)
+            raise
     counts = Counter(shards.column("split"))
     _require_splits(set(counts), folder)
+    logger.info("%d clips from %d videos, %d skipped", len(shards), len(videos), len(skipped))
     return run.finish(
         shards.digest, {"clips": dict(counts), "classes": classes or None, "skipped": len(skipped)}
     )
@@ -78,46 +100,35 @@ def make_clips(settings: ClipSettings, folder: Path, run: Run) -> Handle:
 def _samples(
     settings: ClipSettings,
     folder: Path,
-    videos: list[Video],
+    decoded: Iterator[tuple[Video, Iterator[tuple[float, Tensor]]]],
+    count: int,
     classes: list[str],
     skipped: list[dict[str, Any]],
 ) -> Iterator[Sample]:
-    ids = count()
-    for video in tqdm(videos, desc="clips", unit="video"):
+    ids = itertools.count()
+    for video, clips in tqdm(decoded, desc="clips", unit="video", total=count):
         kept = 0
         try:
-            for clip in _cut(decode_frames(folder / video.file, settings.size, settings.fps), settings):
+            for start, pixels in clips:
                 columns = {
                     "id": next(ids),
                     "file": video.file,
-                    "start": kept * settings.frames / settings.fps,
+                    "start": start,
+                    "end": start + settings.frames / settings.fps,
                     "split": video.split,
                     "label": None if video.label is None else classes.index(video.label),
                     "caption": video.caption,
                 }
-                yield {"video": clip}, columns
+                yield {"video": pixels}, columns
                 kept += 1
         except BadVideo as error:
             logger.warning("skipped %s: %s", video.file, error)
             skipped.append({"file": video.file, "reason": str(error), "clips_kept": kept})
-            if len(skipped) > settings.max_bad_fraction * len(videos):
+            if len(skipped) > settings.most_skipped * count:
                 raise InputError(
-                    f"{folder}: more than {settings.max_bad_fraction:.0%} of {len(videos)} videos are bad, "
-                    f"the last one {video.file}: {error}"
+                    f"{folder}: more than {settings.most_skipped:.0%} of {count} videos are bad "
+                    f"(most_skipped), the last one {video.file}: {error}"
                 ) from None
-
-
-def _cut(frames: Iterator[Tensor], settings: ClipSettings) -> Iterator[Tensor]:
-    """Clips uint8 [3, T, H, W] from consecutive frames; a rest shorter than a clip is left out."""
-    for number in count():
-        part = list(islice(frames, settings.frames))
-        if len(part) == settings.frames:
-            yield torch.stack(part, dim=1)
-        elif number == 0:
-            rate = f"{len(part)} frames at {settings.fps} per second"
-            raise BadVideo(f"too short: {rate}, a clip has {settings.frames}")
-        if len(part) < settings.frames or settings.clips_per_video == "first":
-            return
 
 
 def _require_splits(found: set[str | None], folder: Path) -> None:

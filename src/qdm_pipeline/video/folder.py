@@ -9,7 +9,9 @@ from qdm_pipeline.errors import InputError
 from qdm_pipeline.files import digest_json
 from qdm_pipeline.handle import Handle
 
-SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".gif"})
+SUFFIXES = frozenset(
+    f".{name}" for name in "mp4 m4v mov 3gp mkv webm avi mpg mpeg ts mts flv wmv ogv mxf gif".split()
+)
 SPLITS = ("train", "validation", "test")
 TABLE = "metadata.csv"
 ENDS = 65536  # bytes of head and tail of a file that stand for its content
@@ -44,7 +46,9 @@ def list_videos(folder: Path) -> list[Video]:
     if (folder / TABLE).exists():
         return _read_table(folder)
     found = sorted(
-        p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES
+        p.relative_to(folder).as_posix()
+        for p in folder.rglob("*")
+        if p.suffix.lower() in SUFFIXES and (p.is_file() or p.is_symlink())  # neither folders nor pipes
     )
     if not found:
         raise InputError(f"{folder}: no videos in it ({', '.join(sorted(SUFFIXES))})")
@@ -78,10 +82,13 @@ def _read_table(folder: Path) -> list[Video]:
 
 
 def _fingerprint(path: Path) -> str:
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    with path.open("rb") as stream:
-        digest.update(stream.read(ENDS))
-        stream.seek(max(0, size - ENDS))
-        digest.update(stream.read(ENDS))
+    try:
+        size = path.stat().st_size
+        digest = hashlib.sha256(str(size).encode())
+        with path.open("rb") as stream:
+            digest.update(stream.read(ENDS))
+            stream.seek(max(0, size - ENDS))
+            digest.update(stream.read(ENDS))
+    except OSError as error:
+        return f"unreadable ({error.strerror})"  # decoding will name it
     return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 
@@ -20,10 +21,13 @@ from qdm_pipeline.video.shards import ShardSet
 SHOWN = 8  # clips in the preview
 
 
-def cut_clips(settings: ClipSettings, folder: Path, runs: Path) -> Handle:
-    """Decode the videos of ``folder`` into clips of one length, size and rate."""
+def cut_clips(
+    settings: ClipSettings, folder: Path, runs: Path, world_size: int
+) -> tuple[Handle, list[dict[str, Any]]]:
+    """Decode the videos of ``folder`` into clips of one length, size and rate; also the skipped ones."""
     run = Run.create("clips", settings, {"videos": videos_handle(folder)}, runs)
-    return run.result() or make_clips(settings, folder, run)
+    clips = run.result() or make_clips(settings, folder, run, decoders=world_size)
+    return clips, ShardSet(clips.path).manifest["skipped"]
 
 
 def train_autoencoder(settings: AutoencoderSettings, clips: Handle, runs: Path, world_size: int) -> Handle:

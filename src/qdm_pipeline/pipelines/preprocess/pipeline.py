@@ -9,7 +9,12 @@ def create_pipeline() -> Pipeline:
     """Raw videos to clips, autoencoder, latents and the classifier that judges."""
     return pipeline(
         [
-            node(nodes.cut_clips, ["params:clips", "raw_videos", "clip_runs"], "clips", name="cut_clips"),
+            node(
+                nodes.cut_clips,
+                ["params:clips", "raw_videos", "clip_runs", "params:world_size"],
+                ["clips", "skipped_videos"],
+                name="cut_clips",
+            ),
             node(
                 nodes.train_autoencoder,
                 ["params:autoencoder", "clips", "model_runs", "params:world_size"],
