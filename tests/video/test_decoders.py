@@ -15,7 +15,7 @@ from qdm_pipeline.handle import Handle
 from qdm_pipeline.video.decode import Plan, decode_clips
 from qdm_pipeline.video.decoders import Decoder, Decoders
 from qdm_pipeline.video.picture import BadVideo
-from qdm_pipeline.video.shards import ShardSet
+from qdm_pipeline.video.shards import ShardSet, ShardWriter
 
 PLAN = Plan(frames=9, size=32, fps=8, choice="first", count=1)
 ALL = Plan(frames=9, size=32, fps=8, choice="all", count=1)
@@ -63,6 +63,35 @@ def test_the_clips_do_not_depend_on_the_number_of_decoders(
     (tmp_path / "5.mp4").write_text("broken")
     one, three = (cut(tmp_path, clips_per_video="all", decoders=count) for count in (1, 3))
     assert one.digest == three.digest
+
+
+def test_a_killed_cut_goes_on_and_ends_with_the_same_bytes(
+    tmp_path: Path, cut: Callable[..., Handle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for number in range(7):
+        encode(folder / f"{number}.mp4", noise(9 * (1 + number % 3), 64, seed=number))
+    (folder / "2.mp4").write_text("broken")
+    (folder / "9.mp4").write_text("broken")
+    how = {"clips_per_video": "all", "shard_size": 2}
+    whole = cut(folder, **how)
+    original = ShardWriter.put
+    for stop in (0, 1, 3, 5):  # 10 clips are five shards; the end of the last one is the end of all
+
+        def dying(self: ShardWriter, number: int, *samples: object, **more: object) -> None:
+            original(self, number, *samples, **more)  # type: ignore[arg-type]
+            if number == stop:  # noqa: B023
+                raise KeyboardInterrupt
+
+        root = tmp_path / f"runs-{stop}"
+        monkeypatch.setattr(ShardWriter, "put", dying)
+        if stop < 5:
+            with pytest.raises(KeyboardInterrupt):
+                cut(folder, root=root, **how)
+        monkeypatch.setattr(ShardWriter, "put", original)
+        again = cut(folder, root=root, **how)
+        assert again.digest == whole.digest and again.metadata["skipped"] == 2
 
 
 def test_the_process_gives_the_clips_of_the_function(tmp_path: Path) -> None:

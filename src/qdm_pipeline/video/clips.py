@@ -1,10 +1,10 @@
 """Videos to clips: uint8 tensors of one length, size and rate, in shards."""
 
 import hashlib
-import itertools
 import logging
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from qdm_pipeline.video.decode import Plan
 from qdm_pipeline.video.decoders import Decoders
 from qdm_pipeline.video.folder import SPLITS, Video, list_videos
 from qdm_pipeline.video.picture import BadVideo
-from qdm_pipeline.video.shards import Sample, write_shards
+from qdm_pipeline.video.shards import Sample, ShardWriter
 
 logger = logging.getLogger(__name__)
 
@@ -68,67 +68,93 @@ def make_clips(settings: ClipSettings, folder: Path, run: Run, decoders: int = 1
     """Decode the videos of ``folder`` into clip shards in the run's directory, in ``decoders`` processes.
 
     Bad and too short videos are named, with the reason, in a warning and in the manifest's ``skipped``; of a
-    long one the clips before its damage stay. `InputError` if the table is wrong, a split is empty, or more
-    than ``most_skipped`` of the videos are skipped in whole or part (``skipped.json`` then lists them).
+    long one the clips before its damage stay. A run that was killed goes on behind its last whole shard.
+    `InputError` if the table is wrong, a split is empty, or more than ``most_skipped`` of the videos are
+    skipped in whole or part (``skipped.json`` in the run's directory then lists them).
     """
     videos = _with_splits(list_videos(folder), settings)
     _require_splits({video.split for video in videos}, folder)
     classes = sorted({video.label for video in videos if video.label is not None})
-    skipped: list[dict[str, Any]] = []
-    extra: dict[str, Any] = {
-        "kind": "clips",
-        "fps": settings.fps,
-        "classes": classes or None,
-        "skipped": skipped,  # filled while the samples are written, and so before the manifest is
-    }
-    with Decoders(decoders, settings.plan, settings.most_seconds, settings.most_memory) as processes:
-        decoded = zip(videos, processes.decode([folder / video.file for video in videos]), strict=True)
-        samples = _samples(settings, folder, decoded, len(videos), classes, skipped)
+    size = {"frames": settings.frames, "size": settings.size, "fps": settings.fps}
+    writer = ShardWriter(run.directory, {"kind": "clips", **size})
+    if (shards := writer.finished()) is None:
+        cut = _Cut(settings, folder, videos, classes)
+        number = cut.resume(writer)
+        samples = cut.samples(decoders)
         try:
-            shards = write_shards(run.directory, samples, extra, settings.shard_size)
+            while part := list(islice(samples, settings.shard_size)):
+                writer.put(number, part, skipped=list(cut.skipped))
+                number += 1
         except InputError:
-            write_json(run.directory / "skipped.json", skipped)
+            write_json(run.directory / "skipped.json", cut.skipped)
             raise
+        facts = {"kind": "clips", "fps": settings.fps, "classes": classes or None, "skipped": cut.skipped}
+        shards = writer.finish(number, facts)
     counts = Counter(shards.column("split"))
     _require_splits(set(counts), folder)
-    logger.info("%d clips from %d videos, %d skipped", len(shards), len(videos), len(skipped))
-    return run.finish(
-        shards.digest, {"clips": dict(counts), "classes": classes or None, "skipped": len(skipped)}
-    )
+    skipped = len(shards.manifest["skipped"])
+    logger.info("%d clips from %d videos, %d skipped", len(shards), len(videos), skipped)
+    return run.finish(shards.digest, {"clips": dict(counts), "classes": classes or None, "skipped": skipped})
 
 
-def _samples(
-    settings: ClipSettings,
-    folder: Path,
-    decoded: Iterator[tuple[Video, Iterator[tuple[float, Tensor]]]],
-    count: int,
-    classes: list[str],
-    skipped: list[dict[str, Any]],
-) -> Iterator[Sample]:
-    ids = itertools.count()
-    for video, clips in tqdm(decoded, desc="clips", unit="video", total=count):
+class _Cut:
+    """The samples of a folder in order, and the table of what was ``skipped`` so far."""
+
+    def __init__(self, settings: ClipSettings, folder: Path, videos: list[Video], classes: list[str]) -> None:
+        self.settings, self.folder, self.videos, self.classes = settings, folder, videos, classes
+        self.skipped: list[dict[str, Any]] = []
+        self.first, self.taken, self.done = 0, 0, 0  # video to begin with, its clips and all that are done
+
+    def resume(self, writer: ShardWriter) -> int:
+        """Go on behind the whole shards of ``writer``; returns their number."""
+        number = 0
+        index = {video.file: place for place, video in enumerate(self.videos)}
+        while (note := writer.note(number)) is not None:
+            for sample in note["samples"]:
+                place = index[sample["file"]]
+                self.first, self.taken = place, self.taken + 1 if place == self.first else 1
+            self.skipped = [row for row in note["skipped"] if index[row["file"]] < self.first]
+            self.done += len(note["samples"])
+            number += 1
+        return number
+
+    def samples(self, decoders: int) -> Iterator[Sample]:
+        """Clips with their columns, from where `resume` left off."""
+        s, videos = self.settings, self.videos[self.first :]
+        with Decoders(decoders, s.plan, s.most_seconds, s.most_memory) as processes:
+            decoded = processes.decode([self.folder / video.file for video in videos])
+            for video, clips in tqdm(zip(videos, decoded, strict=True), "clips", len(videos), unit="video"):
+                yield from self._of_video(video, clips)
+
+    def _of_video(self, video: Video, clips: Iterator[tuple[float, Tensor]]) -> Iterator[Sample]:
+        before, self.taken = self.taken, 0
         kept = 0
         try:
             for start, pixels in clips:
-                columns = {
-                    "id": next(ids),
-                    "file": video.file,
-                    "start": start,
-                    "end": start + settings.frames / settings.fps,
-                    "split": video.split,
-                    "label": None if video.label is None else classes.index(video.label),
-                    "caption": video.caption,
-                }
-                yield {"video": pixels}, columns
                 kept += 1
+                if kept > before:
+                    yield {"video": pixels}, self._columns(video, start)
         except BadVideo as error:
             logger.warning("skipped %s: %s", video.file, error)
-            skipped.append({"file": video.file, "reason": str(error), "clips_kept": kept})
-            if len(skipped) > settings.most_skipped * count:
+            self.skipped.append({"file": video.file, "reason": str(error), "clips_kept": kept})
+            most, count = self.settings.most_skipped, len(self.videos)
+            if len(self.skipped) > most * count:
                 raise InputError(
-                    f"{folder}: more than {settings.most_skipped:.0%} of {count} videos are bad "
-                    f"(most_skipped), the last one {video.file}: {error}"
+                    f"{self.folder}: more than {most:.0%} of {count} videos are bad (most_skipped), "
+                    f"the last one {video.file}: {error}"
                 ) from None
+
+    def _columns(self, video: Video, start: float) -> dict[str, Any]:
+        self.done += 1
+        return {
+            "id": self.done - 1,
+            "file": video.file,
+            "start": start,  # in seconds after the file's first frame
+            "end": start + self.settings.frames / self.settings.fps,
+            "split": video.split,
+            "label": None if video.label is None else self.classes.index(video.label),
+            "caption": video.caption,
+        }
 
 
 def _require_splits(found: set[str | None], folder: Path) -> None:

@@ -35,9 +35,12 @@ def train_autoencoder(settings: AutoencoderSettings, clips: Handle, runs: Path, 
     return run_job(Run.create("autoencoder", settings, {"clips": clips}, runs), world_size)
 
 
-def encode_clips(settings: EncodeSettings, clips: Handle, autoencoder: Handle, runs: Path) -> Handle:
+def encode_clips(
+    settings: EncodeSettings, clips: Handle, autoencoder: Handle, runs: Path, world_size: int
+) -> Handle:
     """Encode every clip once, into shards of latents."""
-    return run_job(Run.create("latents", settings, {"clips": clips, "autoencoder": autoencoder}, runs), 1)
+    inputs = {"clips": clips, "autoencoder": autoencoder}
+    return run_job(Run.create("latents", settings, inputs, runs), world_size)
 
 
 def train_classifier(settings: ClassifierSettings, clips: Handle, runs: Path, world_size: int) -> Handle:

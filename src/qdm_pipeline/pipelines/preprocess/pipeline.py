@@ -23,7 +23,7 @@ def create_pipeline() -> Pipeline:
             ),
             node(
                 nodes.encode_clips,
-                ["params:encode", "clips", "autoencoder", "latent_runs"],
+                ["params:encode", "clips", "autoencoder", "latent_runs", "params:world_size"],
                 "latents",
                 name="encode_clips",
             ),
