@@ -27,5 +27,9 @@ def batch_indices(count: int, batch: int, seed: int, step: int, rank: int, world
     step what one rank of 64 sees. Every epoch visits each of ``count`` rows exactly once.
     """
     first = step * batch * world + rank * batch
-    positions = range(first, first + batch)
-    return torch.stack([_epoch_order(count, seed, p // count)[p % count] for p in positions])
+    last = first + batch
+    epochs = range(first // count, (last - 1) // count + 1)
+    parts = [
+        _epoch_order(count, seed, e)[max(first - e * count, 0) : min(last - e * count, count)] for e in epochs
+    ]
+    return torch.cat(parts)

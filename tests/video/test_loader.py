@@ -1,0 +1,67 @@
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from qdm_pipeline.randomness import batch_indices
+from qdm_pipeline.video.loader import Batches, load_batches
+from qdm_pipeline.video.shards import ShardSet, write_shards
+
+COUNT = 23
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> ShardSet:
+    samples = (
+        (
+            {"latent": torch.full((2, 3), i, dtype=torch.bfloat16), "text": torch.full((4,), i / 2)},
+            {"split": "train" if i % 4 else "test"},
+        )
+        for i in range(COUNT)
+    )
+    return write_shards(tmp_path, samples, {}, shard_size=5)
+
+
+def batches(shards: ShardSet, batch: int = 6, rank: int = 0, world: int = 1) -> Batches:
+    return Batches(shards, ["latent", "text"], shards.rows("train"), batch, 3, rank, world)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_hold_their_rows_whatever_the_number_of_workers(shards: ShardSet, workers: int) -> None:
+    train = shards.rows("train")
+    for step, found in enumerate(load_batches(batches(shards), range(9), workers)):
+        assert torch.equal(found["rows"], train[batch_indices(len(train), 6, 3, step, 0, 1)])
+        assert found["latent"].dtype == torch.bfloat16 and found["latent"].shape == (6, 2, 3)
+        assert torch.equal(found["latent"][:, 0, 0].long(), found["rows"])
+        assert torch.equal(found["text"], (found["rows"] / 2).view(-1, 1).expand(-1, 4))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resume_continues_the_order(shards: ShardSet, workers: int) -> None:
+    whole = [found["rows"] for found in load_batches(batches(shards), range(8), workers)]
+    resumed = [found["rows"] for found in load_batches(batches(shards), range(5, 8), workers)]
+    assert all(torch.equal(a, b) for a, b in zip(whole[5:], resumed, strict=True))
+
+
+def test_two_ranks_share_the_batch_of_one(shards: ShardSet) -> None:
+    one = batches(shards, batch=6)
+    parts = [batches(shards, batch=3, rank=rank, world=2) for rank in range(2)]
+    for step in range(8):
+        together = torch.cat([part[step]["rows"] for part in parts])
+        assert torch.equal(one[step]["rows"], together)
+
+
+def test_every_epoch_visits_every_row_once() -> None:
+    rows = torch.cat([batch_indices(10, 4, 0, step, 0, 1) for step in range(5)])
+    assert sorted(rows[:10].tolist()) == sorted(rows[10:].tolist()) == list(range(10))
+    assert rows[:10].tolist() != rows[10:].tolist()
+    assert len(batch_indices(3, 10, 0, 0, 0, 1)) == 10  # a batch of several epochs
+    assert torch.equal(
+        batch_indices(10, 20, 0, 0, 0, 1), torch.cat([batch_indices(10, 10, 0, s, 0, 1) for s in range(2)])
+    )
+
+
+def test_loading_holds_one_batch_at_a_time(shards: ShardSet) -> None:
+    stream = iter(load_batches(batches(shards), range(10**9), 0))  # more steps than could be prepared
+    assert len(list(islice(stream, 3))) == 3
