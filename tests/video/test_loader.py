@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from qdm_pipeline.randomness import batch_indices
-from qdm_pipeline.video.loader import Batches, load_batches
+from qdm_pipeline.video.loader import Batches, read_ahead
 from qdm_pipeline.video.shards import ShardSet, write_shards
 
 COUNT = 23
@@ -30,7 +30,7 @@ def batches(shards: ShardSet, batch: int = 6, rank: int = 0, world: int = 1) -> 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_hold_their_rows_whatever_the_number_of_workers(shards: ShardSet, workers: int) -> None:
     train = shards.rows("train")
-    for step, found in enumerate(load_batches(batches(shards), range(9), workers)):
+    for step, found in enumerate(read_ahead(batches(shards).__getitem__, range(9), workers)):
         assert torch.equal(found["rows"], train[batch_indices(len(train), 6, 3, step, 0, 1)])
         assert found["latent"].dtype == torch.bfloat16 and found["latent"].shape == (6, 2, 3)
         assert torch.equal(found["latent"][:, 0, 0].long(), found["rows"])
@@ -39,8 +39,8 @@ def test_batches_hold_their_rows_whatever_the_number_of_workers(shards: ShardSet
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_resume_continues_the_order(shards: ShardSet, workers: int) -> None:
-    whole = [found["rows"] for found in load_batches(batches(shards), range(8), workers)]
-    resumed = [found["rows"] for found in load_batches(batches(shards), range(5, 8), workers)]
+    whole = [found["rows"] for found in read_ahead(batches(shards).__getitem__, range(8), workers)]
+    resumed = [found["rows"] for found in read_ahead(batches(shards).__getitem__, range(5, 8), workers)]
     assert all(torch.equal(a, b) for a, b in zip(whole[5:], resumed, strict=True))
 
 
@@ -62,6 +62,25 @@ def test_every_epoch_visits_every_row_once() -> None:
     )
 
 
-def test_loading_holds_one_batch_at_a_time(shards: ShardSet) -> None:
-    stream = iter(load_batches(batches(shards), range(10**9), 0))  # more steps than could be prepared
-    assert len(list(islice(stream, 3))) == 3
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_workers_read_a_few_batches_ahead_and_no_more(workers: int) -> None:
+    read: list[int] = []
+
+    def note(step: int) -> int:
+        read.append(step)
+        return step
+
+    stream = read_ahead(note, range(10**9), workers)
+    assert list(islice(stream, 5)) == [0, 1, 2, 3, 4]
+    assert len(read) <= 5 + workers
+    stream.close()  # type: ignore[attr-defined]
+
+
+def test_an_error_in_a_worker_reaches_the_reader() -> None:
+    def fail(step: int) -> int:
+        return 1 // (3 - step)
+
+    stream = read_ahead(fail, range(9), 2)
+    assert list(islice(stream, 3)) == [0, 0, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(stream)

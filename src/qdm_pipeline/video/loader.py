@@ -1,21 +1,25 @@
 """Batches of shards for training: which rows a step reads is a function of (seed, step, rank, world)."""
 
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from qdm_pipeline.randomness import batch_indices
-from qdm_pipeline.video.shard_files import DTYPES, view_of
+from qdm_pipeline.video.shard_files import DTYPES
 from qdm_pipeline.video.shard_set import ShardSet
 
+T = TypeVar("T")
 
-class Batches(Dataset[dict[str, Tensor]]):
+
+class Batches:
     """Item ``step`` is rank's share of global batch ``step``: ``rows`` (int64 [batch]) and the fields.
 
-    So the order is that of `batch_indices` whatever the number of workers, and a resume at any step is a
-    matter of asking for that step.
+    So the order is that of `batch_indices` whoever reads, and a resume at any step is a matter of asking for
+    that step.
     """
 
     def __init__(
@@ -27,10 +31,14 @@ class Batches(Dataset[dict[str, Tensor]]):
         seed: int,
         rank: int,
         world: int,
+        pin: bool = False,
     ) -> None:
-        """Batches of ``fields`` of the samples of ``shards`` at ``rows`` (int64 [n], say of one split)."""
+        """Batches of ``fields`` of the samples of ``shards`` at ``rows`` (int64 [n], say of one split).
+
+        ``pin``: in page-locked memory, from which a GPU copies while it computes.
+        """
         self.shards, self.fields, self.rows = shards, list(fields), rows
-        self.batch, self.seed, self.rank, self.world = batch, seed, rank, world
+        self.batch, self.seed, self.rank, self.world, self.pin = batch, seed, rank, world, pin
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
         count = len(self.rows)
@@ -38,17 +46,30 @@ class Batches(Dataset[dict[str, Tensor]]):
         return {"rows": chosen} | {name: self._gather(name, chosen) for name in self.fields}
 
     def _gather(self, field: str, rows: Tensor) -> Tensor:
-        """In a worker straight into the shared memory that the batch is handed over in."""
-        if get_worker_info() is None:
+        if not self.pin:
             return self.shards.gather(field, rows)
         form = self.shards.manifest["fields"][field]
-        shape, dtype = torch.Size([len(rows), *form["shape"]]), DTYPES[form["dtype"]]
-        memory = torch.UntypedStorage._new_shared(shape.numel() * dtype.itemsize)
-        return self.shards.gather(field, rows, view_of(memory, 0, dtype, shape))
+        space = torch.empty(len(rows), *form["shape"], dtype=DTYPES[form["dtype"]], pin_memory=True)
+        return self.shards.gather(field, rows, space)
 
 
-def load_batches(
-    batches: Batches, steps: Sequence[int], workers: int, pin: bool = False
-) -> Iterable[dict[str, Tensor]]:
-    """The batches of ``steps`` in order, read ahead by ``workers`` processes, in pinned memory if asked."""
-    return DataLoader(batches, batch_size=None, sampler=steps, num_workers=workers, pin_memory=pin)
+def read_ahead(read: Callable[[int], T], steps: Iterable[int], workers: int) -> Iterator[T]:
+    """``read(step)`` for every step, in order, ``workers`` of them at work while the reader computes.
+
+    Workers are threads: gathering rows is copying, which leaves the interpreter to others, while a worker
+    process would have to copy every batch a second time to hand it over. With 0 the reader does it itself.
+    """
+    if not workers:
+        yield from map(read, steps)
+        return
+    pending: deque[Future[T]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for step in steps:
+                pending.append(pool.submit(read, step))
+                if len(pending) > workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)

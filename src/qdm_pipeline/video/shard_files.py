@@ -3,11 +3,13 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor
 
@@ -101,12 +103,17 @@ def map_tensors(path: Path) -> dict[str, Tensor]:
     memory = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=path.stat().st_size)
     tensors = {}
     for name, entry in header.items():
-        begin = 8 + length + entry["data_offsets"][0]
-        tensors[name] = view_of(memory, begin, DTYPES[entry["dtype"]], entry["shape"])
+        dtype: torch.dtype = DTYPES[entry["dtype"]]
+        begin = (8 + length + entry["data_offsets"][0]) // dtype.itemsize
+        empty: Any = torch.empty(0, dtype=dtype)
+        tensors[name] = empty.set_(memory, begin, torch.Size(entry["shape"]))
     return tensors
 
 
-def view_of(memory: Any, begin: int, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
-    """A tensor over the storage ``memory`` from byte ``begin`` on."""
-    empty: Any = torch.empty(0, dtype=dtype)
-    return empty.set_(memory, begin // dtype.itemsize, torch.Size(shape))
+def as_bytes(tensor: Tensor) -> NDArray[np.uint8]:
+    """A contiguous ``tensor`` [n, ...] of any dtype (NumPy has no bfloat16) as uint8 [n, bytes of a row]."""
+    return (
+        tensor.view(len(tensor), -1).view(torch.uint8).numpy()
+        if tensor.numel()
+        else np.empty((0, 0), np.uint8)
+    )

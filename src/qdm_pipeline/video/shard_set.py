@@ -11,12 +11,13 @@ from pathlib import Path
 from sys import intern
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from qdm_pipeline.errors import InputError
 from qdm_pipeline.files import digest_json, read_json
-from qdm_pipeline.video.shard_files import DTYPES, map_tensors, verify
+from qdm_pipeline.video.shard_files import DTYPES, as_bytes, map_tensors, verify
 
 FORMAT = 1
 
@@ -37,7 +38,10 @@ class ShardSet:
         shards = [entry for entry in self.manifest["files"] if "count" in entry]
         self._ends = torch.tensor([entry["count"] for entry in shards]).cumsum(0)
         self._begins = [0, *self._ends.tolist()]
-        self._shards = [map_tensors(directory / entry["file"]) for entry in shards]
+        maps = [map_tensors(directory / entry["file"]) for entry in shards]
+        self._bytes = {
+            name: [as_bytes(tensors[name]) for tensors in maps] for name in self.manifest["fields"]
+        }
         self._columns: dict[str, list[Any]] = {}
 
     def __len__(self) -> int:
@@ -73,9 +77,14 @@ class ShardSet:
     def gather(self, field: str, rows: Tensor, out: Tensor | None = None) -> Tensor:
         """``field`` of the samples at ``rows`` (int64 [n], any order): a copy, [n, ...], in its own dtype."""
         form = self.manifest["fields"][field]
-        if out is None:
-            out = torch.empty(len(rows), *form["shape"], dtype=DTYPES[form["dtype"]])
+        dtype, shape = DTYPES[form["dtype"]], torch.Size([len(rows), *form["shape"]])
+        if out is None and not len(rows):
+            return torch.empty(shape, dtype=dtype)
+        if out is None:  # NumPy asks for huge pages: a batch of megabytes is there four times as fast
+            out = torch.from_numpy(np.empty(shape.numel() * dtype.itemsize, np.uint8)).view(dtype).view(shape)
+        parts, begins = self._bytes[field], self._begins
+        target = as_bytes(out)
         shard_of = torch.searchsorted(self._ends, rows, right=True).tolist()
-        begins, shards = self._begins, self._shards
-        views = [shards[s][field][r - begins[s]] for s, r in zip(shard_of, rows.tolist(), strict=True)]
-        return torch.stack(views, out=out) if views else out
+        for place, (shard, row) in enumerate(zip(shard_of, rows.tolist(), strict=True)):
+            target[place] = parts[shard][row - begins[shard]]
+        return out
