@@ -23,7 +23,7 @@ from qdm_pipeline.video.shards import ShardSet
 CONFIG = AutoencoderConfig(
     channels=3, latent_channels=16, time_patch=4, space_patch=8, width=16, encoder_blocks=1, decoder_blocks=1
 )
-SETTINGS = EncodeSettings(batch=5, shard_size=10, dtype="fp32")
+SETTINGS = EncodeSettings(batch=5, shard_size=10, dtype="fp32", tile=None)
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_a_killed_encode_goes_on_and_ends_with_the_same_bytes(
 ) -> None:
     torch.manual_seed(0)
     model = CausalVideoAutoencoder(replace(CONFIG, width=128, encoder_blocks=2))
-    settings = EncodeSettings(batch=1, shard_size=2, dtype="fp32")
+    settings = EncodeSettings(batch=1, shard_size=2, dtype="fp32", tile=None)
     begun = time.monotonic()
     alone = encode(model, demo_clips, tmp_path, settings)
     lasted = time.monotonic() - begun

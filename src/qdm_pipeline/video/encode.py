@@ -12,7 +12,8 @@ from qdm_pipeline.errors import InputError
 from qdm_pipeline.handle import Handle
 from qdm_pipeline.ranks import Ranks
 from qdm_pipeline.run import Run
-from qdm_pipeline.video.autoencoder import CausalVideoAutoencoder, to_float
+from qdm_pipeline.video.autoencoder import to_float
+from qdm_pipeline.video.latents import VideoAutoencoder
 from qdm_pipeline.video.shards import Sample, ShardSet, ShardWriter
 
 COLUMNS = ("id", "file", "start", "end", "split", "label", "caption")
@@ -21,19 +22,21 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 @settings
 class EncodeSettings:
-    """Clips a batch, and latents a shard, in which ``dtype`` they are kept."""
+    """Clips a batch, latents a shard, the ``dtype`` they are kept in; ``tile``: see `encode_tiled`."""
 
     batch: int
     shard_size: int
+    tile: int | None
     dtype: Literal["fp32", "fp16", "bf16"]
 
     def __post_init__(self) -> None:
         require(min(self.batch, self.shard_size) >= 1, "encode: batch and shard_size must be at least 1")
         require(self.dtype in DTYPES, f"encode: dtype: found {self.dtype}, allowed are {', '.join(DTYPES)}")
+        require(self.tile is None or self.tile >= 8, f"encode: tile: found {self.tile}, must be at least 8")
 
 
 def encode_latents(
-    settings: EncodeSettings, clips: ShardSet, autoencoder: CausalVideoAutoencoder, ranks: Ranks, run: Run
+    settings: EncodeSettings, clips: ShardSet, autoencoder: VideoAutoencoder, ranks: Ranks, run: Run
 ) -> Handle | None:
     """Write the normalised latents of all ``clips`` into the run's directory; the handle on the main rank.
 
@@ -48,6 +51,7 @@ def encode_latents(
         "kind": "latents",
         "shape": list(shape),
         "dtype": settings.dtype,
+        "tile": settings.tile,
         "mean": autoencoder.mean.tolist(),
         "std": autoencoder.std.tolist(),
         "autoencoder": run.inputs["autoencoder"].digest,
@@ -72,13 +76,14 @@ def _samples(
     settings: EncodeSettings,
     clips: ShardSet,
     rows: Tensor,
-    autoencoder: CausalVideoAutoencoder,
+    autoencoder: VideoAutoencoder,
     device: torch.device,
 ) -> Iterator[Sample]:
     columns = {name: clips.column(name) for name in COLUMNS}
     for part in rows.split(settings.batch):
+        video = to_float(clips.gather("video", part).to(device))
         with torch.no_grad():
-            latents = autoencoder.encode(to_float(clips.gather("video", part).to(device)))
+            latents = autoencoder.encode_tiled(video, settings.tile)
         for row, latent in zip(part.tolist(), latents.to(DTYPES[settings.dtype]).cpu(), strict=True):
             sample = {name: values[row] for name, values in columns.items()}
             if not latent.isfinite().all():

@@ -13,6 +13,7 @@ from qdm_pipeline.run import Run
 from qdm_pipeline.video.autoencoder import load_autoencoder, to_float, to_uint8
 from qdm_pipeline.video.autoencoder_task import AutoencoderSettings
 from qdm_pipeline.video.clips import ClipSettings, make_clips
+from qdm_pipeline.video.diffusers_autoencoder import diffusers_handle
 from qdm_pipeline.video.encode import EncodeSettings
 from qdm_pipeline.video.folder import videos_handle
 from qdm_pipeline.video.media import write_grid
@@ -30,8 +31,12 @@ def cut_clips(
     return clips, ShardSet(clips.path).manifest["skipped"]
 
 
-def train_autoencoder(settings: AutoencoderSettings, clips: Handle, runs: Path, world_size: int) -> Handle:
-    """Train the video autoencoder on the train split."""
+def train_autoencoder(
+    settings: AutoencoderSettings, clips: Handle, runs: Path, world_size: int, pretrained: str | None
+) -> Handle:
+    """Train the video autoencoder on the train split, or take the one in the directory ``pretrained``."""
+    if pretrained is not None:
+        return diffusers_handle(Path(pretrained))
     return run_job(Run.create("autoencoder", settings, {"clips": clips}, runs), world_size)
 
 

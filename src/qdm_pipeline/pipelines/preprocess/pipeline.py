@@ -17,7 +17,13 @@ def create_pipeline() -> Pipeline:
             ),
             node(
                 nodes.train_autoencoder,
-                ["params:autoencoder", "clips", "model_runs", "params:world_size"],
+                [
+                    "params:autoencoder",
+                    "clips",
+                    "model_runs",
+                    "params:world_size",
+                    "params:pretrained_autoencoder",
+                ],
                 "autoencoder",
                 name="train_autoencoder",
             ),
