@@ -46,6 +46,37 @@ def test_a_folder_without_a_table(tmp_path: Path, cut: Cut) -> None:
     assert shards.column("file")[0] == "deep/0.mp4"
 
 
+def test_captions_and_labels_beside_the_videos(tmp_path: Path, cut: Cut) -> None:
+    write_videos(tmp_path, 6)
+    before = videos_handle(tmp_path).digest
+    (tmp_path / "1.txt").write_text(" a grey film\n")
+    (tmp_path / "2.json").write_text('{"caption": "another", "label": "grey", "seconds": 3}')
+    (tmp_path / "3.json").write_text('{"label": "black"}')
+    (tmp_path / "3.txt").write_text("a third")
+    shards = ShardSet(cut(tmp_path).path)
+    assert shards.column("caption") == [None, "a grey film", "another", "a third", None, None]
+    assert shards.manifest["classes"] == ["black", "grey"]
+    assert shards.column("label") == [None, None, 1, 0, None, None]
+    first = videos_handle(tmp_path).digest
+    (tmp_path / "1.txt").write_text("a darker film")
+    assert len({before, first, videos_handle(tmp_path).digest}) == 3
+    (tmp_path / "2.json").write_text('["another"]')
+    with pytest.raises(InputError, match="2.json: must be an object"):
+        cut(tmp_path)
+
+
+def test_a_table_goes_before_what_lies_beside(tmp_path: Path, cut: Cut) -> None:
+    write_videos(tmp_path, 4)
+    rows = [
+        f"{i}.mp4,{'first' if i == 0 else ''},{split}"
+        for i, split in enumerate(["train", "train", "validation", "test"])
+    ]
+    (tmp_path / "metadata.csv").write_text("\n".join(["file,caption,split", *rows]))
+    for number in (0, 1):
+        (tmp_path / f"{number}.txt").write_text("beside")
+    assert ShardSet(cut(tmp_path).path).column("caption") == ["first", "beside", None, None]
+
+
 def test_long_videos_give_consecutive_clips_of_one_split(tmp_path: Path, cut: Cut) -> None:
     write_videos(tmp_path, 3, frames=30)
     shards = ShardSet(cut(tmp_path, clips_per_video="all").path)

@@ -8,15 +8,22 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 
 from qdm_pipeline.errors import InputError
 from qdm_pipeline.handle import Handle
 from qdm_pipeline.launch.agent import run_job
+from qdm_pipeline.launch.jobs import encode_clips
 from qdm_pipeline.ranks import Ranks
 from qdm_pipeline.run import Run
-from qdm_pipeline.video.autoencoder import AutoencoderConfig, CausalVideoAutoencoder, to_float
+from qdm_pipeline.video.autoencoder import (
+    AutoencoderConfig,
+    CausalVideoAutoencoder,
+    load_autoencoder,
+    to_float,
+)
 from qdm_pipeline.video.encode import DTYPES, EncodeSettings, encode_latents
 from qdm_pipeline.video.shards import ShardSet
 
@@ -84,6 +91,21 @@ def test_latents_that_are_not_finite_are_refused(
     model.std.fill_(1e-6)
     with pytest.raises(InputError, match="clip 0 of videos/00000.mp4: its latents are not finite in fp16"):
         encode(model, demo_clips, tmp_path, replace(SETTINGS, dtype="fp16"))
+
+
+def test_an_encoder_of_diffusers_takes_the_same_way(demo_clips: ShardSet, tmp_path: Path) -> None:
+    wan = diffusers.AutoencoderKLWan(base_dim=8, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1,
+                                     latents_mean=[0.0] * 4, latents_std=[1.0] * 4)  # fmt: skip
+    wan.save_pretrained(tmp_path / "autoencoder")
+    run = make_run(demo_clips, tmp_path, EncodeSettings(batch=42, shard_size=42, dtype="bf16", tile=None))
+    encode_clips(run, Ranks())
+    latents = ShardSet(run.directory)
+    assert latents.manifest["shape"] == [4, 3, 4, 4] and len(latents) == 84
+    video = to_float(demo_clips.gather("video", torch.tensor([7])))
+    expected = load_autoencoder(tmp_path / "autoencoder").encode(video)
+    torch.testing.assert_close(
+        latents.gather("latent", torch.tensor([7])).float(), expected, atol=0.01, rtol=0.01
+    )
 
 
 def test_two_ranks_write_what_one_writes(
