@@ -168,15 +168,14 @@ class _Source:
 
     def _frames(self, time: float) -> Iterator[av.VideoFrame]:
         """Frames in order from one at or before ``time`` on: by seeking, or from the start if that fails."""
+        frames = self._decoded()
         if self.begin is None:
-            for head in self._decoded():
-                self.begin = _time(head)
-                break
-            else:
+            if (head := next(frames, None)) is None:
                 raise BadVideo("no frame")
-            self._again()
-        frames = self._sought(self.begin + time) if time > 0 else None
-        yield from self._decoded() if frames is None else frames
+            self.begin, frames = _time(head), chain([head], frames)
+        if time > 0:
+            frames = self._sought(self.begin + time) or self._decoded()
+        yield from frames
 
     def _sought(self, stamp: float) -> Iterator[av.VideoFrame] | None:
         """Frames from a key frame at or before ``stamp`` on; else None, and the file is at its start."""
@@ -196,7 +195,7 @@ class _Source:
 
         A frame may come an eighth of a period late, because containers round their time stamps.
         """
-        shown, last, end, emitted = None, 0.0, 0.0, first
+        shown, last, emitted = None, 0.0, first
         for frame in self._frames(first / fps):
             assert self.begin is not None
             time = _time(frame) - self.begin
@@ -207,13 +206,15 @@ class _Source:
                     yield shown
                     emitted += 1
             shown, last = frame, time
-            lasting = frame.duration * frame.time_base if frame.duration and frame.time_base else 1 / fps
-            end = time + min(float(lasting), LONGEST_GAP)
+        if shown is None:
+            return
+        lasting = shown.duration * shown.time_base if shown.duration and shown.time_base else 1 / fps
+        end = last + min(float(lasting), LONGEST_GAP)
         duration, base = self.stream.duration, self.stream.time_base
         promised = float(duration * base) if duration and base else 0.0
         if end < 0.9 * promised:
             raise BadVideo(f"truncated: frames for {end:.2f} of {promised:.2f} s")
-        while shown is not None and ((emitted + 1 / 2) / fps < end or emitted == 0):
+        while (emitted + 1 / 2) / fps < end or emitted == 0:
             yield shown
             emitted += 1
 

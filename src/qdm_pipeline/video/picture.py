@@ -1,5 +1,6 @@
 """One decoded frame to an upright RGB square: pixel shape, orientation, transparency, colour."""
 
+from functools import cache
 from typing import Any, cast
 
 import av
@@ -46,14 +47,13 @@ def square(frame: av.VideoFrame, size: int, pixel_aspect: float, reformatter: Vi
 
 
 def _rgb(frame: av.VideoFrame, width: int, height: int, reformatter: VideoReformatter) -> Picture:
-    parts = frame.format.components
     plain = frame.format.name == "yuv420p" and (width, height) == (frame.width, frame.height)
     untagged_hd = frame.colorspace == UNTAGGED and frame.height >= HD
     scaled = reformatter.reformat(
         frame,
         width,
         height,
-        "rgba" if any(part.is_alpha for part in parts) else "rgb24",
+        "rgba" if _has_alpha(frame.format.name) else "rgb24",
         src_colorspace=BT709 if untagged_hd else None,
         interpolation=FAST if plain else ACCURATE,
         threads=1,
@@ -63,6 +63,11 @@ def _rgb(frame: av.VideoFrame, width: int, height: int, reformatter: VideoReform
         return image
     colour, opacity = image[..., :3].astype(np.uint16), image[..., 3:].astype(np.uint16)
     return ((colour * opacity + 127) // 255).astype(np.uint8)
+
+
+@cache
+def _has_alpha(pixel_format: str) -> bool:
+    return any(part.is_alpha for part in av.VideoFormat(pixel_format).components)
 
 
 def _upright(image: Picture, frame: av.VideoFrame) -> Picture:
