@@ -137,10 +137,10 @@ def test_a_file_that_needs_much_memory_is_refused_and_the_next_one_served(tmp_pa
         tmp_path / "wide.mkv", torch.zeros(3, 1, 4096, 4096, dtype=torch.uint8), "mjpeg", "yuvj420p"
     )
     small = encode(tmp_path / "small.mp4", noise(9, 64))
-    with Decoders(1, PLAN, seconds=20, mebibytes=40) as decoders:
+    with Decoders(1, PLAN, seconds=20, mebibytes=20) as decoders:
         for number, clips in enumerate(decoders.decode([wide, small])):
             if number == 0:
-                with pytest.raises(BadVideo, match="needs more than 40 MiB of memory"):
+                with pytest.raises(BadVideo, match="needs more than 20 MiB of memory"):
                     list(clips)
             else:
                 assert len(list(clips)) == 1

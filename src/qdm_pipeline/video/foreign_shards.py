@@ -20,7 +20,7 @@ Parts = dict[str, bytes]  # what belongs to one sample, by the name after its ke
 
 
 def read_tars(tars: Iterable[Path], split: str = "train") -> Iterator[Sample]:
-    """Samples of WebDataset ``tars``: consecutive members KEY.NAME that share KEY, one sample in memory at a time.
+    """Samples of WebDataset ``tars``: consecutive members KEY.NAME that share KEY, one at a time in memory.
 
     A ``.npy`` or ``.safetensors`` member is a tensor, or several by their names; of ``a.npy`` the field is
     ``a``, of ``npy`` alone ``latent``. ``txt`` is the caption, ``cls`` the number of the class, ``json`` an
