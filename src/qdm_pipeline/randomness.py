@@ -29,8 +29,12 @@ def epoch_rows(count: int, first: int, length: int, seed: int) -> Tensor:
 
     Every epoch visits each of ``count`` rows exactly once.
     """
-    positions = range(first, first + length)
-    return torch.stack([_epoch_order(count, seed, p // count)[p % count] for p in positions])
+    last = first + length
+    epochs = range(first // count, (last - 1) // count + 1)
+    parts = [
+        _epoch_order(count, seed, e)[max(first - e * count, 0) : min(last - e * count, count)] for e in epochs
+    ]
+    return torch.cat(parts)
 
 
 class MicroBatch(NamedTuple):

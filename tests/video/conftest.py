@@ -30,14 +30,14 @@ def demo_videos(demo_settings: DemoSettings, tmp_path_factory: pytest.TempPathFa
 def cut(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Handle]:
     """Clips of 9 frames at 8 a second, 32 x 32, unless told otherwise."""
 
-    def cut(folder: Path, **changes: object) -> Handle:
+    def cut(folder: Path, decoders: int = 1, root: Path | None = None, **changes: object) -> Handle:
         values: dict[str, object] = {"frames": 9, "size": 32, "fps": 8.0, "clips_per_video": "first"}
-        values |= {"max_bad_fraction": 0.5, "validation_fraction": 0.2, "test_fraction": 0.2}
+        values |= {"uniform_clips": 3, "most_seconds": 20, "most_memory": 1024, "most_skipped": 0.5}
+        values |= {"validation_fraction": 0.2, "test_fraction": 0.2}
         settings = ClipSettings(**(values | {"shard_size": 32, "seed": 0} | changes))  # type: ignore[arg-type]
-        root = tmp_path_factory.mktemp("runs")
-        return make_clips(
-            settings, folder, Run.create("clips", settings, {"videos": videos_handle(folder)}, root)
-        )
+        root = root or tmp_path_factory.mktemp("runs")
+        run = Run.create("clips", settings, {"videos": videos_handle(folder)}, root)
+        return make_clips(settings, folder, run, decoders)
 
     return cut
 

@@ -5,10 +5,8 @@ import pytest
 import torch
 
 from qdm_pipeline.errors import InputError
-from qdm_pipeline.handle import Handle
 from qdm_pipeline.ranks import Ranks
 from qdm_pipeline.retention import Retention
-from qdm_pipeline.run import Run
 from qdm_pipeline.video.autoencoder import (
     AutoencoderConfig,
     CausalVideoAutoencoder,
@@ -16,7 +14,6 @@ from qdm_pipeline.video.autoencoder import (
     to_float,
 )
 from qdm_pipeline.video.autoencoder_task import AutoencoderSettings, AutoencoderTask
-from qdm_pipeline.video.encode import EncodeSettings, encode_latents
 from qdm_pipeline.video.shards import ShardSet
 
 CONFIG = AutoencoderConfig(
@@ -121,33 +118,3 @@ def test_save_and_load_are_bit_identical(tmp_path: Path) -> None:
 def test_the_task_refuses_clips_of_a_wrong_length(demo_clips: ShardSet) -> None:
     with pytest.raises(InputError, match="9 frames, must be 6k"):
         AutoencoderTask(replace(SETTINGS, model=replace(CONFIG, time_patch=6)), demo_clips, Ranks())
-
-
-def encode(model: CausalVideoAutoencoder, clips: ShardSet, root: Path) -> ShardSet:
-    settings = EncodeSettings(batch=25, shard_size=50)
-    inputs = {
-        "clips": Handle("clips", clips.directory, clips.digest),
-        "autoencoder": Handle("autoencoder", root, "ab"),
-    }
-    handle = encode_latents(settings, clips, model, Ranks(), Run.create("latents", settings, inputs, root))
-    assert handle is not None
-    return ShardSet(handle.path)
-
-
-def test_latents_keep_the_columns_and_the_order(demo_clips: ShardSet, tmp_path: Path) -> None:
-    model = CausalVideoAutoencoder(CONFIG)
-    latents = encode(model, demo_clips, tmp_path)
-    assert latents.manifest["shape"] == [16, 3, 4, 4] and latents.manifest["autoencoder"] == "ab"
-    for name in ("id", "file", "start", "split", "label", "caption"):
-        assert latents.column(name) == demo_clips.column(name)
-    rows = torch.tensor([83, 7])
-    with torch.no_grad():
-        expected = model.encode(to_float(demo_clips.gather("video", rows)))
-    torch.testing.assert_close(latents.gather("latent", rows), expected, atol=1e-5, rtol=1e-5)
-
-
-def test_latents_that_are_not_finite_are_refused(demo_clips: ShardSet, tmp_path: Path) -> None:
-    model = CausalVideoAutoencoder(CONFIG)
-    model.std.zero_()
-    with pytest.raises(InputError, match="clip 0 of videos/00000.mp4: its latents are not finite"):
-        encode(model, demo_clips, tmp_path)

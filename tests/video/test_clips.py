@@ -1,16 +1,15 @@
 import logging
+import re
 import shutil
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from hostile_videos import encode, noise
 
 from qdm_pipeline.errors import InputError
 from qdm_pipeline.handle import Handle
-from qdm_pipeline.video.decode import BadVideo, decode_frames
 from qdm_pipeline.video.folder import videos_handle
 from qdm_pipeline.video.media import write_mp4
 from qdm_pipeline.video.shards import ShardSet
@@ -47,28 +46,54 @@ def test_a_folder_without_a_table(tmp_path: Path, cut: Cut) -> None:
     assert shards.column("file")[0] == "deep/0.mp4"
 
 
+def test_captions_and_labels_beside_the_videos(tmp_path: Path, cut: Cut) -> None:
+    write_videos(tmp_path, 6)
+    before = videos_handle(tmp_path).digest
+    (tmp_path / "1.txt").write_text(" a grey film\n")
+    (tmp_path / "2.json").write_text('{"caption": "another", "label": "grey", "seconds": 3}')
+    (tmp_path / "3.json").write_text('{"label": "black"}')
+    (tmp_path / "3.txt").write_text("a third")
+    shards = ShardSet(cut(tmp_path).path)
+    assert shards.column("caption") == [None, "a grey film", "another", "a third", None, None]
+    assert shards.manifest["classes"] == ["black", "grey"]
+    assert shards.column("label") == [None, None, 1, 0, None, None]
+    first = videos_handle(tmp_path).digest
+    (tmp_path / "1.txt").write_text("a darker film")
+    assert len({before, first, videos_handle(tmp_path).digest}) == 3
+    (tmp_path / "2.json").write_text('["another"]')
+    with pytest.raises(InputError, match="2.json: must be an object"):
+        cut(tmp_path)
+
+
+def test_a_table_goes_before_what_lies_beside(tmp_path: Path, cut: Cut) -> None:
+    write_videos(tmp_path, 4)
+    rows = [
+        f"{i}.mp4,{'first' if i == 0 else ''},{split}"
+        for i, split in enumerate(["train", "train", "validation", "test"])
+    ]
+    (tmp_path / "metadata.csv").write_text("\n".join(["file,caption,split", *rows]))
+    for number in (0, 1):
+        (tmp_path / f"{number}.txt").write_text("beside")
+    assert ShardSet(cut(tmp_path).path).column("caption") == ["first", "beside", None, None]
+
+
 def test_long_videos_give_consecutive_clips_of_one_split(tmp_path: Path, cut: Cut) -> None:
     write_videos(tmp_path, 3, frames=30)
     shards = ShardSet(cut(tmp_path, clips_per_video="all").path)
     assert shards.column("start")[:3] == [0.0, 1.125, 2.25]
+    assert shards.column("end")[:3] == [1.125, 2.25, 3.375]
     assert len(shards) == 9 and len(set(shards.column("split")[:3])) == 1
 
 
-def test_clips_before_the_damage_stay(tmp_path: Path, cut: Cut, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clips_before_the_damage_stay(tmp_path: Path, cut: Cut) -> None:
     write_videos(tmp_path, 4, frames=30)
-
-    def damaged_first(path: Path, size: int, fps: float) -> Iterator[Tensor]:
-        frames = decode_frames(path, size, fps)
-        if path.name != "0.mp4":
-            yield from frames
-            return
-        yield from islice(frames, 20)
-        raise BadVideo("damaged")
-
-    monkeypatch.setattr("qdm_pipeline.video.clips.decode_frames", damaged_first)
+    truncated = encode(tmp_path / "0.mp4", noise(60, 64), movflags="faststart")
+    truncated.write_bytes(truncated.read_bytes()[: truncated.stat().st_size * 2 // 3])
     shards = ShardSet(cut(tmp_path, clips_per_video="all").path)
-    assert shards.manifest["skipped"] == [{"file": "0.mp4", "reason": "damaged", "clips_kept": 2}]
-    assert len(shards) == 2 + 3 * 3
+    [row] = shards.manifest["skipped"]
+    assert row["file"] == "0.mp4" and re.search("truncated|unreadable", row["reason"])
+    assert shards.column("file")[: row["clips_kept"] + 1] == ["0.mp4"] * row["clips_kept"] + ["1.mp4"]
+    assert row["clips_kept"] in (3, 4) and len(shards) == row["clips_kept"] + 3 * 3
 
 
 def test_bad_videos_are_skipped_and_named(tmp_path: Path, cut: Cut, caplog: pytest.LogCaptureFixture) -> None:
@@ -82,7 +107,7 @@ def test_bad_videos_are_skipped_and_named(tmp_path: Path, cut: Cut, caplog: pyte
     assert "too short: 5 frames" in skipped["short/0.mp4"]
     assert "text.mp4" in caplog.text
     with pytest.raises(InputError, match="more than 20% of 8 videos are bad.* text.mp4"):
-        cut(tmp_path, max_bad_fraction=0.2)
+        cut(tmp_path, most_skipped=0.2)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +125,7 @@ def test_a_wrong_table_is_an_error_before_decoding(
 ) -> None:
     write_videos(tmp_path, 1)
     (tmp_path / "metadata.csv").write_text(table)
-    monkeypatch.setattr("qdm_pipeline.video.clips.decode_frames", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr("qdm_pipeline.video.clips.Decoders", lambda *_: pytest.fail("decoded"))
     with pytest.raises(InputError, match=message):
         cut(tmp_path)
 

@@ -1,6 +1,7 @@
 """A small causal video autoencoder: linear, started as the PCA of space-time patches, plus a residual."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -11,6 +12,10 @@ from torch.nn import functional
 from qdm_pipeline.configuration import build, plain, require, settings
 from qdm_pipeline.errors import InputError
 from qdm_pipeline.files import read_json, write_atomic, write_json
+from qdm_pipeline.video.diffusers_autoencoder import load_diffusers
+from qdm_pipeline.video.latents import VideoAutoencoder
+
+CHUNK = 16  # latent frames that one pass computes
 
 
 @settings
@@ -84,44 +89,40 @@ class Residual(nn.Module):
         """[B, T, H, W, inputs] -> [B, T, H, W, outputs]."""
         return self.linear(x) + self.head(functional.silu(self.norm(self.blocks(self.lift(x)))))
 
+    def in_chunks(self, x: Tensor) -> Tensor:
+        """The same in pieces of `CHUNK` steps of time, each with all that it looks back at: exact."""
+        back = 2 * len(self.blocks)
+        starts = range(0, x.shape[1], CHUNK)
+        return torch.cat([self(x[:, max(0, s - back) : s + CHUNK])[:, min(s, back) :] for s in starts], dim=1)
 
-class CausalVideoAutoencoder(nn.Module):
+
+class CausalVideoAutoencoder(VideoAutoencoder):
     """Video [B, 3, T, H, W] in [-1, 1] to latents [B, C, T', H', W'] and back.
 
     T = time_patch · k + 1 frames become T' = k + 1 latent frames: the first frame is repeated to fill a
     patch of its own, and no latent sees a later frame. H and W are multiples of ``space_patch``.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         self.config = config
+        self.channels, self.space = config.latent_channels, config.space_patch
+        self.time = self.step = config.time_patch
         pixels = config.channels * config.time_patch * config.space_patch**2
         self.encoder = Residual(pixels, config.latent_channels, config.width, config.encoder_blocks)
         self.decoder = Residual(config.latent_channels, pixels, config.width, config.decoder_blocks)
         self.register_buffer("mean", torch.zeros(config.latent_channels))
         self.register_buffer("std", torch.ones(config.latent_channels))
 
-    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """(C, T', H', W') of a video; `InputError` if its size does not fit."""
-        time, space = self.config.time_patch, self.config.space_patch
-        if frames < 1 or (frames - 1) % time:
-            raise InputError(f"autoencoder: a clip has {frames} frames, must be {time}k + 1")
-        if height % space or width % space:
-            raise InputError(f"autoencoder: a clip is {width}x{height}, both must be multiples of {space}")
-        return self.config.latent_channels, (frames - 1) // time + 1, height // space, width // space
-
     def encode(self, video: Tensor) -> Tensor:
         """Latents with mean 0 and standard deviation 1 per channel over the train split."""
-        latents = self.encoder(self.patchify(video))
+        latents = self.encoder.in_chunks(self.patchify(video))
         return rearrange((latents - self.mean) / self.std, "b t h w c -> b c t h w")
 
     def decode(self, latents: Tensor) -> Tensor:
         """Inverse of `encode` as far as it was learned; not clamped to [-1, 1]."""
         raw = rearrange(latents, "b c t h w -> b t h w c") * self.std + self.mean
-        return self.unpatchify(self.decoder(raw))
+        return self.unpatchify(self.decoder.in_chunks(raw))
 
     def forward(self, video: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """For training: the video rebuilt from latents plus ``noise`` [B, T', H', W', C], and the latents."""
@@ -161,9 +162,15 @@ class CausalVideoAutoencoder(nn.Module):
         write_json(directory / "config.json", plain(self.config))
 
 
-def load_autoencoder(path: Path) -> CausalVideoAutoencoder:
-    """The autoencoder in directory ``path``, in eval mode; `InputError` if it is not there."""
-    model = CausalVideoAutoencoder(build(AutoencoderConfig, read_json(path / "config.json")))
+def load_autoencoder(path: Path) -> Any:
+    """The `VideoAutoencoder` in directory ``path``, in eval mode; `InputError` if it is not there.
+
+    One of ours, or one that diffusers saved.
+    """
+    config = read_json(path / "config.json")
+    if "_class_name" in config:
+        return load_diffusers(path)
+    model = CausalVideoAutoencoder(build(AutoencoderConfig, config))
     if not (path / "model.safetensors").exists():
         raise InputError(f"{path / 'model.safetensors'}: no such file")
     model.load_state_dict(load_file(path / "model.safetensors"))

@@ -4,21 +4,23 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Iterator
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from qdm_pipeline.configuration import require, settings
 from qdm_pipeline.errors import InputError
+from qdm_pipeline.files import write_json
 from qdm_pipeline.handle import Handle
 from qdm_pipeline.run import Run
-from qdm_pipeline.video.decode import BadVideo, decode_frames
+from qdm_pipeline.video.decode import Plan
+from qdm_pipeline.video.decoders import Decoders
 from qdm_pipeline.video.folder import SPLITS, Video, list_videos
-from qdm_pipeline.video.shards import Sample, write_shards
+from qdm_pipeline.video.picture import BadVideo
+from qdm_pipeline.video.shards import Sample, ShardWriter
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +32,11 @@ class ClipSettings:
     frames: int
     size: int
     fps: float
-    clips_per_video: Literal["first", "all"]  # all: one after the other, without overlap
-    max_bad_fraction: float
+    clips_per_video: Literal["first", "centre", "uniform", "all"]
+    uniform_clips: int  # of a video, with clips_per_video: uniform
+    most_seconds: float  # until a video's next clip
+    most_memory: int  # MiB that a decoder may take
+    most_skipped: float  # share of the videos
     validation_fraction: float
     test_fraction: float
     shard_size: int
@@ -40,84 +45,116 @@ class ClipSettings:
     def __post_init__(self) -> None:
         require(self.frames >= 1 and self.size >= 1, "clips: frames and size must be at least 1")
         require(self.fps > 0, f"clips: fps must be positive, found {self.fps}")
-        require(self.clips_per_video in ("first", "all"), "clips: clips_per_video must be 'first' or 'all'")
-        require(0 <= self.max_bad_fraction < 1, "clips: max_bad_fraction must lie in [0, 1)")
+        require(
+            self.clips_per_video in ("first", "centre", "uniform", "all"),
+            "clips: clips_per_video must be 'first', 'centre', 'uniform' or 'all'",
+        )
+        for name in ("uniform_clips", "most_memory", "shard_size"):
+            require(getattr(self, name) >= 1, f"clips: {name} must be at least 1")
+        require(self.most_seconds > 0, f"clips: most_seconds must be positive, found {self.most_seconds}")
+        require(0 <= self.most_skipped < 1, "clips: most_skipped must lie in [0, 1)")
         held_out = self.validation_fraction + self.test_fraction
         require(
             0 < held_out < 1, f"clips: the fractions of validation and test sum to {held_out}, not in (0, 1)"
         )
-        require(self.shard_size >= 1, "clips: shard_size must be at least 1")
+
+    @property
+    def plan(self) -> Plan:
+        """What a decoder has to know."""
+        return Plan(self.frames, self.size, self.fps, self.clips_per_video, self.uniform_clips)
 
 
-def make_clips(settings: ClipSettings, folder: Path, run: Run) -> Handle:
-    """Decode the videos of ``folder`` into clip shards in the run's directory.
+def make_clips(settings: ClipSettings, folder: Path, run: Run, decoders: int = 1) -> Handle:
+    """Decode the videos of ``folder`` into clip shards in the run's directory, in ``decoders`` processes.
 
     Bad and too short videos are named, with the reason, in a warning and in the manifest's ``skipped``; of a
-    long one the clips before its damage stay. `InputError` if the table is wrong, a split is empty, or more
-    than ``max_bad_fraction`` of the videos are bad.
+    long one the clips before its damage stay. A run that was killed goes on behind its last whole shard.
+    `InputError` if the table is wrong, a split is empty, or more than ``most_skipped`` of the videos are
+    skipped in whole or part (``skipped.json`` in the run's directory then lists them).
     """
     videos = _with_splits(list_videos(folder), settings)
     _require_splits({video.split for video in videos}, folder)
     classes = sorted({video.label for video in videos if video.label is not None})
-    skipped: list[dict[str, Any]] = []
-    extra: dict[str, Any] = {
-        "kind": "clips",
-        "fps": settings.fps,
-        "classes": classes or None,
-        "skipped": skipped,  # filled while the samples are written, and so before the manifest is
-    }
-    samples = _samples(settings, folder, videos, classes, skipped)
-    shards = write_shards(run.directory, samples, extra, settings.shard_size)
+    size = {"frames": settings.frames, "size": settings.size, "fps": settings.fps}
+    writer = ShardWriter(run.directory, {"kind": "clips", **size})
+    if (shards := writer.finished()) is None:
+        cut = _Cut(settings, folder, videos, classes)
+        number = cut.resume(writer)
+        samples = cut.samples(decoders)
+        try:
+            while part := list(islice(samples, settings.shard_size)):
+                writer.put(number, part, skipped=list(cut.skipped))
+                number += 1
+        except InputError:
+            write_json(run.directory / "skipped.json", cut.skipped)
+            raise
+        facts = {"kind": "clips", "fps": settings.fps, "classes": classes or None, "skipped": cut.skipped}
+        shards = writer.finish(number, facts)
     counts = Counter(shards.column("split"))
     _require_splits(set(counts), folder)
-    return run.finish(
-        shards.digest, {"clips": dict(counts), "classes": classes or None, "skipped": len(skipped)}
-    )
+    skipped = len(shards.manifest["skipped"])
+    logger.info("%d clips from %d videos, %d skipped", len(shards), len(videos), skipped)
+    return run.finish(shards.digest, {"clips": dict(counts), "classes": classes or None, "skipped": skipped})
 
 
-def _samples(
-    settings: ClipSettings,
-    folder: Path,
-    videos: list[Video],
-    classes: list[str],
-    skipped: list[dict[str, Any]],
-) -> Iterator[Sample]:
-    ids = count()
-    for video in tqdm(videos, desc="clips", unit="video"):
+class _Cut:
+    """The samples of a folder in order, and the table of what was ``skipped`` so far."""
+
+    def __init__(self, settings: ClipSettings, folder: Path, videos: list[Video], classes: list[str]) -> None:
+        self.settings, self.folder, self.videos, self.classes = settings, folder, videos, classes
+        self.skipped: list[dict[str, Any]] = []
+        self.first, self.taken, self.done = 0, 0, 0  # video to begin with, its clips and all that are done
+
+    def resume(self, writer: ShardWriter) -> int:
+        """Go on behind the whole shards of ``writer``; returns their number."""
+        number = 0
+        index = {video.file: place for place, video in enumerate(self.videos)}
+        while (note := writer.note(number)) is not None:
+            for sample in note["samples"]:
+                place = index[sample["file"]]
+                self.first, self.taken = place, self.taken + 1 if place == self.first else 1
+            self.skipped = [row for row in note["skipped"] if index[row["file"]] < self.first]
+            self.done += len(note["samples"])
+            number += 1
+        return number
+
+    def samples(self, decoders: int) -> Iterator[Sample]:
+        """Clips with their columns, from where `resume` left off."""
+        s, videos = self.settings, self.videos[self.first :]
+        with Decoders(decoders, s.plan, s.most_seconds, s.most_memory) as processes:
+            decoded = processes.decode([self.folder / video.file for video in videos])
+            for video, clips in tqdm(zip(videos, decoded, strict=True), "clips", len(videos), unit="video"):
+                yield from self._of_video(video, clips)
+
+    def _of_video(self, video: Video, clips: Iterator[tuple[float, Tensor]]) -> Iterator[Sample]:
+        before, self.taken = self.taken, 0
         kept = 0
         try:
-            for clip in _cut(decode_frames(folder / video.file, settings.size, settings.fps), settings):
-                columns = {
-                    "id": next(ids),
-                    "file": video.file,
-                    "start": kept * settings.frames / settings.fps,
-                    "split": video.split,
-                    "label": None if video.label is None else classes.index(video.label),
-                    "caption": video.caption,
-                }
-                yield {"video": clip}, columns
+            for start, pixels in clips:
                 kept += 1
+                if kept > before:
+                    yield {"video": pixels}, self._columns(video, start)
         except BadVideo as error:
             logger.warning("skipped %s: %s", video.file, error)
-            skipped.append({"file": video.file, "reason": str(error), "clips_kept": kept})
-            if len(skipped) > settings.max_bad_fraction * len(videos):
+            self.skipped.append({"file": video.file, "reason": str(error), "clips_kept": kept})
+            most, count = self.settings.most_skipped, len(self.videos)
+            if len(self.skipped) > most * count:
                 raise InputError(
-                    f"{folder}: more than {settings.max_bad_fraction:.0%} of {len(videos)} videos are bad, "
+                    f"{self.folder}: more than {most:.0%} of {count} videos are bad (most_skipped), "
                     f"the last one {video.file}: {error}"
                 ) from None
 
-
-def _cut(frames: Iterator[Tensor], settings: ClipSettings) -> Iterator[Tensor]:
-    """Clips uint8 [3, T, H, W] from consecutive frames; a rest shorter than a clip is left out."""
-    for number in count():
-        part = list(islice(frames, settings.frames))
-        if len(part) == settings.frames:
-            yield torch.stack(part, dim=1)
-        elif number == 0:
-            rate = f"{len(part)} frames at {settings.fps} per second"
-            raise BadVideo(f"too short: {rate}, a clip has {settings.frames}")
-        if len(part) < settings.frames or settings.clips_per_video == "first":
-            return
+    def _columns(self, video: Video, start: float) -> dict[str, Any]:
+        self.done += 1
+        return {
+            "id": self.done - 1,
+            "file": video.file,
+            "start": start,  # in seconds after the file's first frame
+            "end": start + self.settings.frames / self.settings.fps,
+            "split": video.split,
+            "label": None if video.label is None else self.classes.index(video.label),
+            "caption": video.caption,
+        }
 
 
 def _require_splits(found: set[str | None], folder: Path) -> None:

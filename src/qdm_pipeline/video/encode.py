@@ -1,8 +1,10 @@
 """Clips to latents: every clip once through the autoencoder's encoder, into shards."""
 
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from qdm_pipeline.configuration import require, settings
@@ -10,58 +12,82 @@ from qdm_pipeline.errors import InputError
 from qdm_pipeline.handle import Handle
 from qdm_pipeline.ranks import Ranks
 from qdm_pipeline.run import Run
-from qdm_pipeline.video.autoencoder import CausalVideoAutoencoder, to_float
-from qdm_pipeline.video.shards import Sample, ShardSet, write_shards
+from qdm_pipeline.video.autoencoder import to_float
+from qdm_pipeline.video.latents import VideoAutoencoder
+from qdm_pipeline.video.shards import Sample, ShardSet, ShardWriter
 
-COLUMNS = ("id", "file", "start", "split", "label", "caption")
+COLUMNS = ("id", "file", "start", "end", "split", "label", "caption")
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @settings
 class EncodeSettings:
-    """Clips a batch, and latents a shard."""
+    """Clips a batch, latents a shard, the ``dtype`` they are kept in; ``tile``: see `encode_tiled`."""
 
     batch: int
     shard_size: int
+    tile: int | None
+    dtype: Literal["fp32", "fp16", "bf16"]
 
     def __post_init__(self) -> None:
         require(min(self.batch, self.shard_size) >= 1, "encode: batch and shard_size must be at least 1")
+        require(self.dtype in DTYPES, f"encode: dtype: found {self.dtype}, allowed are {', '.join(DTYPES)}")
+        require(self.tile is None or self.tile >= 8, f"encode: tile: found {self.tile}, must be at least 8")
 
 
 def encode_latents(
-    settings: EncodeSettings, clips: ShardSet, autoencoder: CausalVideoAutoencoder, ranks: Ranks, run: Run
+    settings: EncodeSettings, clips: ShardSet, autoencoder: VideoAutoencoder, ranks: Ranks, run: Run
 ) -> Handle | None:
-    """Write the normalised latents of all ``clips`` into the run's directory. Only the main rank does.
+    """Write the normalised latents of all ``clips`` into the run's directory; the handle on the main rank.
 
-    `InputError` if the clips do not fit the autoencoder or a latent is not finite.
+    Ranks take shards in turn, and a shard's bytes depend on nothing but its number: any number of ranks, and
+    a run that was killed and started again, make the same files. `InputError` if the clips do not fit the
+    autoencoder, a latent is not finite or too large for ``dtype``, or finished shards have another encoder.
     """
-    if not ranks.is_main:
-        return None
     _, frames, height, width = clips.manifest["fields"]["video"]["shape"]
     shape = autoencoder.latent_shape(frames, height, width)
     autoencoder = autoencoder.to(ranks.device).eval()
-    manifest = {
+    identity = {
         "kind": "latents",
         "shape": list(shape),
+        "dtype": settings.dtype,
+        "tile": settings.tile,
         "mean": autoencoder.mean.tolist(),
         "std": autoencoder.std.tolist(),
         "autoencoder": run.inputs["autoencoder"].digest,
-        "classes": clips.manifest["classes"],
         "fps": clips.manifest["fps"],
     }
-    samples = _samples(clips, autoencoder, settings.batch, ranks.device)
-    shards = write_shards(run.directory, samples, manifest, settings.shard_size)
+    writer = ShardWriter(run.directory, identity)
+    parts = torch.arange(len(clips)).split(settings.shard_size)
+    if (shards := writer.finished()) is None:
+        mine = [n for n in range(ranks.rank, len(parts), ranks.world) if writer.note(n) is None]
+        for number in tqdm(mine, desc="latents", unit="shard", disable=not ranks.is_main):
+            writer.put(number, list(_samples(settings, clips, parts[number], autoencoder, ranks.device)))
+        ranks.barrier()
+        if not ranks.is_main:
+            return None
+        shards = writer.finish(len(parts), identity | {"classes": clips.manifest["classes"]})
+    if not ranks.is_main:
+        return None
     return run.finish(shards.digest, {"count": len(shards), "shape": list(shape)})
 
 
 def _samples(
-    clips: ShardSet, autoencoder: CausalVideoAutoencoder, batch: int, device: torch.device
+    settings: EncodeSettings,
+    clips: ShardSet,
+    rows: Tensor,
+    autoencoder: VideoAutoencoder,
+    device: torch.device,
 ) -> Iterator[Sample]:
     columns = {name: clips.column(name) for name in COLUMNS}
-    for rows in tqdm(torch.arange(len(clips)).split(batch), desc="latents", unit="batch"):
+    for part in rows.split(settings.batch):
+        video = to_float(clips.gather("video", part).to(device))
         with torch.no_grad():
-            latents = autoencoder.encode(to_float(clips.gather("video", rows).to(device))).float().cpu()
-        for row, latent in zip(rows.tolist(), latents, strict=True):
+            latents = autoencoder.encode_tiled(video, settings.tile)
+        for row, latent in zip(part.tolist(), latents.to(DTYPES[settings.dtype]).cpu(), strict=True):
             sample = {name: values[row] for name, values in columns.items()}
             if not latent.isfinite().all():
-                raise InputError(f"clip {sample['id']} of {sample['file']}: its latents are not finite")
+                raise InputError(
+                    f"clip {sample['id']} of {sample['file']}: its latents are not finite in {settings.dtype}"
+                )
             yield {"latent": latent}, sample

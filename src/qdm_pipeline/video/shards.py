@@ -1,88 +1,121 @@
-"""Shards: many samples in a few safetensors files, read by rows through a memory map.
+"""Writing shards: any number of processes can share the work, and a killed one loses one shard."""
 
-A directory of shards holds ``shard-NNNNN.safetensors`` (every field stacked over its samples),
-``samples.jsonl`` (one line of columns a sample) and ``manifest.json``, which is written last and carries
-size and SHA-256 of all the others: no manifest, no shards.
-"""
-
-import hashlib
 import json
-import mmap
 from collections.abc import Iterable
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from qdm_pipeline.errors import InputError
-from qdm_pipeline.files import digest_file, digest_json, read_json, write_atomic, write_json
+from qdm_pipeline.files import read_json, write_json
+from qdm_pipeline.video.shard_files import describe, trust, verify, write_bytes, write_tensors
+from qdm_pipeline.video.shard_set import FORMAT, ShardSet
 
-FORMAT = 1
-DTYPES = {"U8": torch.uint8, "I32": torch.int32, "I64": torch.int64, "F16": torch.float16,
-          "BF16": torch.bfloat16, "F32": torch.float32}  # fmt: skip
+__all__ = ["Sample", "ShardSet", "ShardWriter", "append_shards", "require_same", "write_shards"]
+
+IDENTITY = "identity.json"
 Sample = tuple[dict[str, Tensor], dict[str, Any]]
 
 
-class ShardSet:
-    """Read-only, memory-mapped view of a finished directory of shards."""
+class ShardWriter:
+    """Shards by number, each with a note ``shard-NNNNN.json`` beside it until `finish` makes the manifest.
 
-    def __init__(self, directory: Path) -> None:
-        """Open ``directory``; `InputError` if it is missing, unfinished or a file has a wrong size."""
-        if not (directory / "manifest.json").exists():
-            raise InputError(f"{directory}: no manifest.json, so no (finished) shards")
+    A note is written after its shard is whole, so that a second start knows what need not be done again.
+    """
+
+    def __init__(self, directory: Path, identity: dict[str, Any], fresh: bool = False) -> None:
+        """Go on in ``directory``, or start afresh; `InputError` if what is there has another ``identity``.
+
+        ``identity`` is what all samples have in common: encoder, size, dtype.
+        """
         self.directory = directory
-        self.manifest: dict[str, Any] = read_json(directory / "manifest.json")
-        if self.manifest.get("format") != FORMAT:
-            raise InputError(f"{directory}/manifest.json: format {self.manifest.get('format')}, not {FORMAT}")
-        for entry in self.manifest["files"]:
-            path = directory / entry["file"]
-            found = path.stat().st_size if path.exists() else None
-            if found != entry["bytes"]:
-                raise InputError(f"{path}: damaged, {found} bytes where the manifest says {entry['bytes']}")
-        self.digest = digest_json(self.manifest)
-        shards = [entry for entry in self.manifest["files"] if "count" in entry]
-        self._ends = torch.tensor([entry["count"] for entry in shards]).cumsum(0)
-        self._shards = [_map_tensors(directory / entry["file"]) for entry in shards]
+        if fresh:
+            (directory / "manifest.json").unlink(missing_ok=True)
+            self.clear_from(0)
+        elif (directory / IDENTITY).exists():
+            require_same(directory / IDENTITY, read_json(directory / IDENTITY), identity)
+        write_json(directory / IDENTITY, identity)
 
-    def __len__(self) -> int:
-        return int(self._ends[-1])
+    def finished(self) -> ShardSet | None:
+        """The shards, if `finish` was reached before: a killed process may have got no further."""
+        if not (self.directory / "manifest.json").exists():
+            return None
+        self._sweep()
+        return ShardSet(self.directory)
 
-    def verify(self) -> None:
-        """Read every byte; `InputError` naming the first file whose SHA-256 is not the manifest's."""
-        for entry in self.manifest["files"]:
-            if digest_file(self.directory / entry["file"]) != entry["sha256"]:
-                raise InputError(
-                    f"{self.directory / entry['file']}: damaged, its SHA-256 is not the manifest's"
-                )
+    def note(self, number: int) -> dict[str, Any] | None:
+        """What was noted of shard ``number`` (``samples``: its columns), or None if it is still to be made.
 
-    @cached_property
-    def _samples(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.directory / "samples.jsonl").read_text().splitlines()]
+        A shard whose bytes are not those of its note is made again.
+        """
+        path = self._path(number, ".json")
+        if not path.exists():
+            return None
+        note = read_json(path)
+        try:
+            verify(self.directory, [note["entry"]], again=True)
+        except InputError:
+            return None
+        return note
 
-    def column(self, name: str) -> list[Any]:
-        """The value of column ``name`` of every sample."""
-        return [sample[name] for sample in self._samples]
-
-    def rows(self, split: str) -> Tensor:
-        """Positions of the samples of ``split``: int64 [n]."""
-        return torch.tensor(
-            [i for i, value in enumerate(self.column("split")) if value == split], dtype=torch.long
+    def put(self, number: int, samples: list[Sample], **more: Any) -> None:
+        """Write shard ``number``; ``more`` goes into its note."""
+        stacked = {name: torch.stack([tensors[name] for tensors, _ in samples]) for name in samples[0][0]}
+        entry = write_tensors(self.directory, self._path(number, ".safetensors").name, stacked)
+        note = {"entry": entry | {"count": len(samples)}, "fields": describe(stacked)}
+        write_json(
+            self._path(number, ".json"), note | {"samples": [columns for _, columns in samples]} | more
         )
 
-    def gather(self, field: str, rows: Tensor) -> Tensor:
-        """``field`` of the samples at ``rows`` (int64 [n], any order): a copy, [n, ...]."""
-        shard_of = torch.searchsorted(self._ends, rows, right=True)
-        shape = self.manifest["fields"][field]["shape"]
-        out = torch.empty(len(rows), *shape, dtype=DTYPES[self.manifest["fields"][field]["dtype"]])
-        for shard in shard_of.unique().tolist():
-            here = (shard_of == shard).nonzero().flatten()
-            first = int(self._ends[shard - 1]) if shard else 0
-            out[here] = self._shards[shard][field][rows[here] - first]
-        return out
+    def finish(self, count: int, extra: dict[str, Any]) -> ShardSet:
+        """Make the manifest of shards 0 to ``count`` - 1, drop the notes; `InputError` if there are none."""
+        if not count:
+            raise InputError(f"{self.directory}: there is no sample to write")
+        notes = [read_json(self._path(number, ".json")) for number in range(count)]
+        files, fields = self._complete(notes, "samples.jsonl")
+        total = sum(note["entry"]["count"] for note in notes)
+        manifest = {**extra, "format": FORMAT, "count": total, "fields": fields, "files": files}
+        return self._seal(manifest)
+
+    def append(self, shards: ShardSet, count: int) -> ShardSet:
+        """Add ``count`` shards, numbered from those of ``shards`` on, to its manifest."""
+        old = shards.manifest
+        known = sum("count" in entry for entry in old["files"])
+        notes = [read_json(self._path(number, ".json")) for number in range(known, known + count)]
+        files, fields = self._complete(notes, f"samples-{known:05d}.jsonl")
+        require_same(self.directory / "manifest.json", old["fields"], fields)
+        total = old["count"] + sum(note["entry"]["count"] for note in notes)
+        return self._seal({**old, "count": total, "files": [*old["files"], *files]})
+
+    def _complete(self, notes: list[dict[str, Any]], name: str) -> tuple[list[Any], dict[str, Any]]:
+        lines = [json.dumps(sample, sort_keys=True) + "\n" for note in notes for sample in note["samples"]]
+        for note in notes[1:]:
+            require_same(self.directory / note["entry"]["file"], notes[0]["fields"], note["fields"])
+        entries = [note["entry"] for note in notes]
+        return [*entries, write_bytes(self.directory, name, "".join(lines).encode())], notes[0]["fields"]
+
+    def _seal(self, manifest: dict[str, Any]) -> ShardSet:
+        write_json(self.directory / "manifest.json", manifest)
+        trust(self.directory, manifest["files"])
+        self._sweep()
+        return ShardSet(self.directory)
+
+    def _sweep(self) -> None:
+        notes, torn = self.directory.glob("shard-*.json"), self.directory.glob(".*.part")
+        for stale in [*notes, *torn, self.directory / IDENTITY]:
+            stale.unlink(missing_ok=True)
+
+    def clear_from(self, number: int) -> None:
+        """Remove shards and notes from ``number`` on, left by a killed process."""
+        for stale in self.directory.glob("shard-*"):
+            if int(stale.stem.removeprefix("shard-")) >= number:
+                stale.unlink()
+
+    def _path(self, number: int, suffix: str) -> Path:
+        return self.directory / f"shard-{number:05d}{suffix}"
 
 
 def write_shards(
@@ -91,55 +124,45 @@ def write_shards(
     """Write ``samples``, pairs of (tensors, columns), as shards of ``shard_size`` samples into ``directory``.
 
     All samples have the same fields, shapes and dtypes. `InputError` if there is no sample. Other files in
-    the directory stay as they are.
+    the directory stay as they are; shards in it are replaced.
     """
-    (directory / "manifest.json").unlink(missing_ok=True)
-    for stale in directory.glob("shard-*.safetensors"):
-        stale.unlink()
-    stream = iter(samples)
-    files: list[dict[str, Any]] = []
-    lines: list[str] = []
-    fields: dict[str, Any] = {}
+    writer = ShardWriter(directory, {}, fresh=True)
+    stream, number = iter(samples), 0
     while part := list(islice(stream, shard_size)):
-        stacked = {name: torch.stack([tensors[name] for tensors, _ in part]) for name in part[0][0]}
-        content = save(stacked)
-        fields = {name: _describe(tensor) for name, tensor in stacked.items()}
-        files.append(_write(directory, f"shard-{len(files):05d}.safetensors", content) | {"count": len(part)})
-        lines += [json.dumps(columns, sort_keys=True) + "\n" for _, columns in part]
-    if not files:
-        raise InputError(f"{directory}: there is no sample to write")
-    files.append(_write(directory, "samples.jsonl", "".join(lines).encode()))
-    manifest = {**manifest_extra, "format": FORMAT, "count": len(lines), "fields": fields, "files": files}
-    write_json(directory / "manifest.json", manifest)
-    return ShardSet(directory)
+        writer.put(number, part)
+        number += 1
+    return writer.finish(number, manifest_extra)
 
 
-def _write(directory: Path, name: str, content: bytes) -> dict[str, Any]:
-    write_atomic(directory / name, content)
-    return {"file": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+def append_shards(
+    directory: Path, samples: Iterable[Sample], manifest_extra: dict[str, Any], shard_size: int
+) -> ShardSet:
+    """Add ``samples`` to a finished directory of shards, which stays as it was until all are written.
 
-
-def _describe(stacked: Tensor) -> dict[str, Any]:
-    dtype = next(name for name, dtype in DTYPES.items() if dtype == stacked.dtype)
-    return {"shape": list(stacked.shape[1:]), "dtype": dtype}
-
-
-def _map_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file as views of a private memory map: nothing is read until it is used.
-
-    File format: uint64 length of the header, a JSON header, then the raw tensors at its offsets.
+    `InputError` naming the key if ``manifest_extra`` (encoder, statistics, rate …), fields, sizes or dtypes
+    are not those of the samples in it, or if there is no sample.
     """
-    with path.open("rb") as stream:
-        memory = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
-    length = int.from_bytes(memory[:8], "little")
-    header = json.loads(memory[8 : 8 + length])
-    header.pop("__metadata__", None)
-    return {
-        name: torch.frombuffer(
-            memory,
-            dtype=DTYPES[entry["dtype"]],
-            count=torch.Size(entry["shape"]).numel(),
-            offset=8 + length + entry["data_offsets"][0],
-        ).view(entry["shape"])
-        for name, entry in header.items()
-    }
+    shards = ShardSet(directory)
+    require_same(
+        directory / "manifest.json", {k: shards.manifest.get(k) for k in manifest_extra}, manifest_extra
+    )
+    known = number = sum("count" in entry for entry in shards.manifest["files"])
+    writer = ShardWriter(directory, {})
+    writer.clear_from(known)
+    stream = iter(samples)
+    while part := list(islice(stream, shard_size)):
+        writer.put(number, part)
+        number += 1
+    if number == known:
+        raise InputError(f"{directory}: there is no sample to append")
+    return writer.append(shards, number - known)
+
+
+def require_same(where: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """`InputError` naming the first key in which ``expected`` differs from what was ``found``."""
+    for key in sorted({*found, *expected}):
+        if found.get(key) != expected.get(key):
+            raise InputError(
+                f"{where}: {key}: found {found.get(key)!r}, these samples have {expected.get(key)!r}; "
+                "shards of different encoders or sizes do not mix"
+            )

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 
@@ -9,11 +10,12 @@ from qdm_pipeline.evaluation.classifier_task import ClassifierSettings
 from qdm_pipeline.handle import Handle
 from qdm_pipeline.launch.agent import run_job
 from qdm_pipeline.launch.settings import LaunchSettings
-from qdm_pipeline.launch.world import WorldSize
+from qdm_pipeline.launch.world import WorldSize, processes
 from qdm_pipeline.run import Run
 from qdm_pipeline.video.autoencoder import load_autoencoder, to_float, to_uint8
 from qdm_pipeline.video.autoencoder_task import AutoencoderSettings
 from qdm_pipeline.video.clips import ClipSettings, make_clips
+from qdm_pipeline.video.diffusers_autoencoder import diffusers_handle
 from qdm_pipeline.video.encode import EncodeSettings
 from qdm_pipeline.video.folder import videos_handle
 from qdm_pipeline.video.media import write_grid
@@ -22,22 +24,40 @@ from qdm_pipeline.video.shards import ShardSet
 SHOWN = 8  # clips in the preview
 
 
-def cut_clips(settings: ClipSettings, folder: Path, runs: Path) -> Handle:
-    """Decode the videos of ``folder`` into clips of one length, size and rate."""
+def cut_clips(
+    settings: ClipSettings, folder: Path, runs: Path, world_size: WorldSize
+) -> tuple[Handle, list[dict[str, Any]]]:
+    """Decode the videos of ``folder`` into clips of one length, size and rate; also the skipped ones."""
     run = Run.create("clips", settings, {"videos": videos_handle(folder)}, runs)
-    return run.result() or make_clips(settings, folder, run)
+    clips = run.result() or make_clips(settings, folder, run, decoders=processes(world_size))
+    return clips, ShardSet(clips.path).manifest["skipped"]
 
 
 def train_autoencoder(
-    settings: AutoencoderSettings, clips: Handle, runs: Path, world_size: WorldSize, launch: LaunchSettings
+    settings: AutoencoderSettings,
+    clips: Handle,
+    runs: Path,
+    world_size: WorldSize,
+    launch: LaunchSettings,
+    pretrained: str | None,
 ) -> Handle:
-    """Train the video autoencoder on the train split."""
+    """Train the video autoencoder on the train split, or take the one in the directory ``pretrained``."""
+    if pretrained is not None:
+        return diffusers_handle(Path(pretrained))
     return run_job(Run.create("autoencoder", settings, {"clips": clips}, runs), world_size, launch)
 
 
-def encode_clips(settings: EncodeSettings, clips: Handle, autoencoder: Handle, runs: Path) -> Handle:
+def encode_clips(
+    settings: EncodeSettings,
+    clips: Handle,
+    autoencoder: Handle,
+    runs: Path,
+    world_size: WorldSize,
+    launch: LaunchSettings,
+) -> Handle:
     """Encode every clip once, into shards of latents."""
-    return run_job(Run.create("latents", settings, {"clips": clips, "autoencoder": autoencoder}, runs), 1)
+    inputs = {"clips": clips, "autoencoder": autoencoder}
+    return run_job(Run.create("latents", settings, inputs, runs), world_size, launch)
 
 
 def train_classifier(

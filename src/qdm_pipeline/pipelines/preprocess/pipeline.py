@@ -9,16 +9,35 @@ def create_pipeline() -> Pipeline:
     """Raw videos to clips, autoencoder, latents and the classifier that judges."""
     return pipeline(
         [
-            node(nodes.cut_clips, ["params:clips", "raw_videos", "clip_runs"], "clips", name="cut_clips"),
+            node(
+                nodes.cut_clips,
+                ["params:clips", "raw_videos", "clip_runs", "params:world_size"],
+                ["clips", "skipped_videos"],
+                name="cut_clips",
+            ),
             node(
                 nodes.train_autoencoder,
-                ["params:autoencoder", "clips", "model_runs", "params:world_size", "params:launch"],
+                [
+                    "params:autoencoder",
+                    "clips",
+                    "model_runs",
+                    "params:world_size",
+                    "params:launch",
+                    "params:pretrained_autoencoder",
+                ],
                 "autoencoder",
                 name="train_autoencoder",
             ),
             node(
                 nodes.encode_clips,
-                ["params:encode", "clips", "autoencoder", "latent_runs"],
+                [
+                    "params:encode",
+                    "clips",
+                    "autoencoder",
+                    "latent_runs",
+                    "params:world_size",
+                    "params:launch",
+                ],
                 "latents",
                 name="encode_clips",
             ),
