@@ -46,7 +46,7 @@ def test_student_loss_reaches_every_parameter_of_the_student_and_no_other(make, 
     loss = dmd.student_loss(draw(last))
     total = loss.total
     if dmd.settings.regression_weight:
-        total = total + dmd.regression_loss(torch.randn(SHAPE), torch.randn(SHAPE), CONDITION)
+        total = total + dmd.regression_loss(torch.randn(SHAPE), torch.randn(SHAPE), CONDITION, last)
     total.backward()
     assert not without_gradient(dmd.student)
     others = [*dmd.teacher.parameters(), *dmd.critic.parameters()]
