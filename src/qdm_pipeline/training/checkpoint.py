@@ -82,7 +82,7 @@ class Writer:
             path = self._root / f"step-{step:08d}"
             shutil.rmtree(path, ignore_errors=True)  # a damaged one, or it would have been resumed from
             with directory_atomic(path) as aside:
-                torch.save(state, aside / "state.pt")
+                _save(state, aside / "state.pt")
                 found = {"step": step, "files": {"state.pt": digest_file(aside / "state.pt")}}
                 write_json(aside / "manifest.json", found | {"digest": digest_json(found)})
             self._good[path] = step
@@ -126,6 +126,16 @@ def load(checkpoint: Checkpoint) -> dict[str, Any]:
 def clear(directory: Path) -> None:
     """Remove the checkpoints of a run that has been exported."""
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+
+
+def _save(state: dict[str, Any], file: Path) -> None:
+    try:
+        with file.open("wb") as stream:
+            torch.save(state, stream)
+    except RuntimeError as error:  # what torch makes of the disk's own error
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def _copied(value: Any) -> Any:
