@@ -30,7 +30,7 @@ def make_run(latents, teacher_settings, distill_settings, make_teacher, tmp_path
     make_teacher().export(tmp_path / "teacher")
 
     def make(kind, strategy, folder):
-        parallel = {"strategy": strategy, "offload_teacher": True, "compile": False}
+        parallel = {"strategy": strategy, "offload_teacher": strategy == "fsdp", "compile": False}
         common = dict(
             batch=8, micro_batch=2, steps=STEPS, parallel=parallel,
             checkpoint={"every": 5, "keep_last": 2, "keep_every": None},

@@ -158,7 +158,9 @@ def test_a_teacher_has_no_step_list_of_its_own():
         sampling.sampling_times(settings, Schedule("flow"), {})
 
 
-@pytest.mark.parametrize("wrong", [{"eta": 0.5}, {"videos": 11}, {"low": 1.0}, {"steps": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"eta": 0.5}, {"videos": 11}, {"low": 1.0}, {"steps": 0}, {"keep": (1.0, 0.5)}]
+)
 def test_wrong_settings_are_named(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         build(sampling.SamplingSettings, SETTINGS | wrong)

@@ -21,7 +21,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map
 
-from qdm_pipeline.configuration import settings
+from qdm_pipeline.configuration import require, settings
 from qdm_pipeline.models.precision import Precision, lowered
 from qdm_pipeline.models.predictor import QuantizedDiffusionPredictor
 from qdm_pipeline.ranks import Ranks
@@ -34,6 +34,12 @@ class ParallelSettings:
     strategy: Literal["ddp", "fsdp"]  # every rank holds all, or its share, of weights, moments and average
     offload_teacher: bool  # with fsdp: the teacher's share waits in main memory
     compile: bool  # each Transformer block, with torch.compile
+
+    def __post_init__(self) -> None:
+        require(
+            self.strategy == "fsdp" or not self.offload_teacher,
+            "offload_teacher: found true with strategy 'ddp', only 'fsdp' can",
+        )
 
 
 def spread(

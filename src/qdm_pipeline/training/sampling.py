@@ -66,6 +66,10 @@ class SamplingSettings:
             self.sampler == "ddim" or self.eta == 0,
             f"eta: found {self.eta}, only ddim takes one; set it to 0",
         )
+        require(
+            not self.keep or (self.steps is not None and self.low < min(self.keep)),
+            f"keep: found {list(self.keep)}; it needs a number of steps, and times above low ({self.low})",
+        )
         for name in ("count", "batch", "columns", "scale", "fps"):
             require(getattr(self, name) >= 1, f"{name}: found {getattr(self, name)}, must be at least 1")
         require(
