@@ -84,6 +84,7 @@ DISTILL = COMMON | dict(
     start=START,
     dmd=DMD,
     critic_updates=3,
+    critic_warmup=0,
     validation=None,
     guard=GUARD,
     student_optimizer=OPTIMIZER | dict(muon_lr=None),

@@ -85,13 +85,16 @@ def test_critic_and_student_updates_keep_their_ratio(make_distill, accumulation)
     assert seen == {"student_optimizer": 4, "critic_optimizer": 12}
 
 
+@pytest.mark.parametrize("warmup", [0, 7])
 @pytest.mark.parametrize("accumulation", [1, 4])
-def test_500_critic_updates_for_100_of_the_student_also_across_a_resume(make_distill, accumulation):
+def test_500_critic_updates_for_100_of_the_student_also_across_a_resume(make_distill, accumulation, warmup):
     # What they learn from does not matter here: updates are counted where an optimizer would make them.
     seen = []
 
     def make():
-        task = make_distill(batch=accumulation, micro_batch=1, critic_updates=5, steps=100)
+        task = make_distill(
+            batch=accumulation, micro_batch=1, critic_updates=5, critic_warmup=warmup, steps=100
+        )
         task.critic_optimizer.step = lambda update: seen.append(("critic", update)) or 0.0
         task.student_optimizer.step = lambda update: seen.append(("student", update)) or 0.0
         task.dmd.critic_loss = lambda draw: SimpleNamespace(total=LEAF, _asdict=dict)
@@ -104,7 +107,8 @@ def test_500_critic_updates_for_100_of_the_student_also_across_a_resume(make_dis
     second.load_state_dict(first.state_dict())
     for step in range(37, 100):
         second.train_step(step)
-    assert [update for name, update in seen if name == "critic"] == list(range(500))
+    assert [update for name, update in seen if name == "critic"] == list(range(warmup + 500))
+    assert seen[: warmup + 6] == [("critic", n) for n in range(warmup + 5)] + [("student", 0)]
     assert [update for name, update in seen if name == "student"] == list(range(100))
 
 

@@ -103,7 +103,7 @@ class DistillTask:
         self.student_optimizer = Optimizer(
             "student", self.dmd.student, settings.student_optimizer, settings.steps
         )
-        critic_steps = settings.steps * settings.critic_updates
+        critic_steps = settings.critic_range(settings.steps - 1).stop
         self.critic_optimizer = Optimizer("critic", self.critic, settings.critic_optimizer, critic_steps)
         self.ema = Ema(self.dmd.student, settings.ema)
         self.sums = LatentSums(self.config, self.shape, ranks)
@@ -126,13 +126,13 @@ class DistillTask:
         return self.guard.broken == 0
 
     def train_step(self, step: int) -> dict[str, float | Tensor]:
-        """``critic_updates`` updates of the fake score, then one of the student.
+        """Updates of the fake score, ``critic_updates`` of them or at first more, then one of the student.
 
         Raises `DivergenceError` before the student's weights take a step from a bad state.
         """
         try:
-            for index in range(self.settings.critic_updates):
-                metrics = self._critic_update(step * self.settings.critic_updates + index)
+            for update in self.settings.critic_range(step):
+                metrics = self._critic_update(update)
             metrics |= self._student_update(step)
         except DivergenceError as error:
             if self.settings.guard.then == "stop" or self.best is None:
@@ -194,10 +194,8 @@ class DistillTask:
 
     def suspects(self, step: int) -> list[str]:
         """See `training.watch.Watched`."""
-        n = self.settings.critic_updates
-        return not_finite(
-            self.latents, self.rows[self.batches.rows([*range(step * n, (step + 1) * n), step])]
-        )
+        batches = [*self.settings.critic_range(step), step]
+        return not_finite(self.latents, self.rows[self.batches.rows(batches)])
 
     def _draw(self, update: int, micro: MicroBatch, purpose: str) -> Draw:
         """The random inputs of one forward pass."""

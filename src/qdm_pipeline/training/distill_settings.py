@@ -19,6 +19,7 @@ class DistillSettings:
     start: StartSettings
     dmd: DmdSettings
     critic_updates: int  # updates of the fake score before each update of the student
+    critic_warmup: int  # more of them before the first
     student_optimizer: OptimizerSettings
     critic_optimizer: OptimizerSettings
     validation: ValidationSettings | None
@@ -37,6 +38,7 @@ class DistillSettings:
     def __post_init__(self) -> None:
         for name in ("critic_updates", "micro_batch", "steps", "log_every"):
             require(getattr(self, name) >= 1, f"{name}: found {getattr(self, name)}, must be at least 1")
+        require(self.critic_warmup >= 0, f"critic_warmup: found {self.critic_warmup}, must be at least 0")
         require_whole(self.batch, self.micro_batch)
         every = self.validation.every if self.validation else self.log_every
         require(
@@ -47,3 +49,8 @@ class DistillSettings:
             self.guard.then == "stop" or self.validation is not None,
             "guard.then: found 'best', but without validation no student is known to be the best",
         )
+
+    def critic_range(self, step: int) -> range:
+        """The updates of the fake score that belong to a step; those of all steps follow on one another."""
+        first = 0 if step == 0 else self.critic_warmup + step * self.critic_updates
+        return range(first, self.critic_warmup + (step + 1) * self.critic_updates)
