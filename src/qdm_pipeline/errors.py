@@ -7,3 +7,7 @@ class InputError(ValueError):
 
 class DivergenceError(ArithmeticError):
     """A training has gone wrong: its message names the update, what is wrong and the bound it broke."""
+
+
+class WorkerError(RuntimeError):
+    """A rank failed: the message says which, how, and shows its own traceback."""

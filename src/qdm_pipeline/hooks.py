@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
@@ -14,13 +14,12 @@ from kedro.io import DataCatalog, DatasetError
 from kedro.pipeline import Pipeline
 
 from qdm_pipeline.configuration import plain
-from qdm_pipeline.errors import DivergenceError, InputError
-from qdm_pipeline.launch.agent import WorkerError
-from qdm_pipeline.launch.nodes import Lead, follow, lead
-from qdm_pipeline.launch.place import find_place
-from qdm_pipeline.launch.world import processes
+from qdm_pipeline.errors import DivergenceError, InputError, WorkerError
 from qdm_pipeline.mlflow_runs import PARENT, absolute, experiment_id
 from qdm_pipeline.revision import changed, commit
+
+if TYPE_CHECKING:
+    from qdm_pipeline.launch.nodes import Lead
 
 logger = logging.getLogger(__name__)
 
@@ -59,11 +58,15 @@ class InputHook:
 class NodesHook:
     """On several machines all run the same command: the first the pipeline, the others only its jobs."""
 
-    _first: Lead | None = None
+    _first: "Lead | None" = None
 
     @hook_impl(tryfirst=True)
     def before_pipeline_run(self, catalog: DataCatalog) -> None:
         """Check the launch settings; on any node but the first, lend processes until the first one ends."""
+        from qdm_pipeline.launch.nodes import follow, lead  # with torch, which `kedro --help` needs not
+        from qdm_pipeline.launch.place import find_place
+        from qdm_pipeline.launch.world import processes
+
         settings, world_size = (catalog.load(f"params:{name}") for name in ("launch", "world_size"))
         place = find_place(settings)
         count = 1 if world_size == 1 else processes(world_size, place.nodes)

@@ -14,10 +14,9 @@ import yaml
 from kedro.framework.session import KedroSession
 from matplotlib.figure import Figure
 
-from qdm_pipeline.errors import DivergenceError, InputError
+from qdm_pipeline.errors import DivergenceError, InputError, WorkerError
 from qdm_pipeline.evaluation.figures import sweep_figure
 from qdm_pipeline.files import read_json, write_atomic, write_json
-from qdm_pipeline.launch.agent import WorkerError
 from qdm_pipeline.mlflow_runs import PARENT, finish, log_files, start
 
 logger = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from qdm_pipeline.errors import InputError
-from qdm_pipeline.launch.agent import WorkerError, run_job
+from qdm_pipeline.errors import InputError, WorkerError
+from qdm_pipeline.launch.agent import run_job
 from qdm_pipeline.launch.settings import ALONE
 from qdm_pipeline.run import Run
 

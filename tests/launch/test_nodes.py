@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from qdm_pipeline.errors import InputError
-from qdm_pipeline.launch.agent import WorkerError, run_job
+from qdm_pipeline.errors import InputError, WorkerError
+from qdm_pipeline.launch.agent import run_job
 from qdm_pipeline.launch.nodes import follow, lead
 from qdm_pipeline.launch.place import Place
 from qdm_pipeline.launch.settings import ALONE

@@ -1,6 +1,8 @@
 """The wiring as a whole."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 from kedro.config import OmegaConfigLoader
@@ -35,6 +37,11 @@ def test_everything_that_passes_between_nodes_is_in_the_catalog() -> None:
     for pipeline in register_pipelines().values():
         for name in pipeline.datasets():
             assert name.startswith("params:") or name in catalog, name
+
+
+def test_help_and_sweeps_start_without_torch() -> None:
+    code = "import sys, qdm_pipeline.cli, qdm_pipeline.settings; print({'torch', 'mlflow'} & {*sys.modules})"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
 
 
 def test_the_default_parameters_are_valid_and_all_used() -> None:

@@ -6,7 +6,7 @@ from typing import NoReturn
 
 from torch.distributed.elastic.rendezvous import RendezvousTimeoutError
 
-from qdm_pipeline.errors import DivergenceError, InputError
+from qdm_pipeline.errors import DivergenceError, InputError, WorkerError
 from qdm_pipeline.handle import Handle
 from qdm_pipeline.launch.elastic import Failure, Interrupted, meeting, open_store, summary, work
 from qdm_pipeline.launch.nodes import lead
@@ -19,10 +19,6 @@ from qdm_pipeline.stopping import Stopped
 from qdm_pipeline.training.trackers import open_tracker
 
 logger = logging.getLogger(__name__)
-
-
-class WorkerError(RuntimeError):
-    """A rank failed: the message says which, how, and shows its own traceback."""
 
 
 def run_job(run: Run, world_size: WorldSize, launch: LaunchSettings = ALONE) -> Handle:
