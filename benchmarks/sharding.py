@@ -13,9 +13,11 @@ from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from benchmarks.harness import report
-from benchmarks.presets import parameters, shapes
+from benchmarks.presets import ROOT
+from qdm_pipeline.estimate import shapes
 from qdm_pipeline.models.cost import build_on_meta
 from qdm_pipeline.models.predictor import PredictorConfig
+from qdm_pipeline.presets import parameters
 from qdm_pipeline.ranks import Ranks
 from qdm_pipeline.training.optimizer import Ema, Optimizer, OptimizerSettings
 from qdm_pipeline.training.parallelize import ParallelSettings, spread
@@ -58,7 +60,7 @@ def bytes_a_rank(config: PredictorConfig, settings: OptimizerSettings, ranks: Ra
 def main() -> None:
     """The presets named on the command line, or ``large``."""
     for name in sys.argv[1:] or ["large"]:
-        preset = parameters(name)
+        preset = parameters(ROOT, name)
         config, _ = shapes(preset)
         for world in WORLDS:
             with fake_ranks(world) as ranks:

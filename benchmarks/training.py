@@ -17,11 +17,12 @@ from typing import Any
 import torch
 
 from benchmarks.harness import report, spread
-from benchmarks.presets import parameters
+from benchmarks.presets import ROOT
 from qdm_pipeline.configuration import build, plain
 from qdm_pipeline.handle import Handle
 from qdm_pipeline.launch.agent import run_job
 from qdm_pipeline.models.precision import autocast
+from qdm_pipeline.presets import parameters
 from qdm_pipeline.ranks import Ranks
 from qdm_pipeline.retention import Retention
 from qdm_pipeline.run import Run
@@ -50,7 +51,7 @@ def latents(folder: Path) -> ShardSet:
 def settings(**changes: Any) -> TeacherSettings:
     """Those of the example with some changed."""
     fixed = {"precision": "fp32", "batch": BATCH, "micro_batch": BATCH, "checkpoint": NEVER, "log_every": 20}
-    return build(TeacherSettings, plain(parameters("base")["teacher"]) | fixed | changes)
+    return build(TeacherSettings, plain(parameters(ROOT, "base")["teacher"]) | fixed | changes)
 
 
 class Bare:

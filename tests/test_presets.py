@@ -4,13 +4,14 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from benchmarks.presets import PRESETS, SIZES, parameters, row, shapes, sizes
+from benchmarks.presets import ROOT, SIZES, sizes
 
 from qdm_pipeline.diffusion.sampler import renoise
+from qdm_pipeline.estimate import shapes
+from qdm_pipeline.presets import PRESETS, parameters, row
 from qdm_pipeline.ranks import Ranks
 from qdm_pipeline.training.denoiser import GuidedDenoiser
 from qdm_pipeline.training.distill import DistillTask
@@ -25,10 +26,10 @@ NAMED = {  # codes, width, layers
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_table_of_the_readme_is_computed(name):
-    line = f"| {' | '.join(row(name))} |"
+    line = f"| {' | '.join(row(ROOT, name))} |"
     print(line)
     for readme in ("README.md", "README.zh-CN.md"):
-        assert line in (Path(__file__).parent.parent / readme).read_text(), f"{readme} lacks:\n{line}"
+        assert line in (ROOT / readme).read_text(), f"{readme} lacks:\n{line}"
 
 
 def test_sizes_for_machines_without_kedro_are_those_of_the_presets():
@@ -39,11 +40,10 @@ def test_sizes_for_machines_without_kedro_are_those_of_the_presets():
 
 def test_the_gpu_benchmark_runs_where_only_torch_is(tmp_path):
     """At toy size on the CPU, and with everything hidden that a bare machine with a GPU does not have."""
-    root = Path(__file__).parent.parent
     hidden = "import sys; sys.modules.update(dict.fromkeys(['kedro', 'mlflow', 'pydantic', 'av', 'yaml']));"
     code = f"{hidden} sys.argv = ['gpu', '--tiny', 'small']; "
     code += "import runpy; runpy.run_module('benchmarks.gpu', {}, '__main__')"
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["case"].split()[0] for row in rows] == ["search", "search", "train", "sample"]
     assert all(row["flips_of_512"] == 0 for row in rows[:2])
@@ -51,13 +51,13 @@ def test_the_gpu_benchmark_runs_where_only_torch_is(tmp_path):
 
 @pytest.mark.parametrize("name", sorted(NAMED))
 def test_presets_have_the_promised_sizes(name):
-    config, _ = shapes(parameters(name))
+    config, _ = shapes(parameters(ROOT, name))
     assert (config.size.quantizer.codebook_size, config.size.width, config.size.depth) == NAMED[name]
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_trains_distils_and_samples_at_reduced_size(name, tmp_path):
-    preset = parameters(name)
+    preset = parameters(ROOT, name)
     _, (channels, frames, _, _) = shapes(preset)
     draw = torch.Generator().manual_seed(0)
     samples = (

@@ -1,5 +1,6 @@
-"""The project's own commands beside Kedro's: ``kedro sweep``."""
+"""The project's own commands beside Kedro's. What they need is imported when they run."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -48,3 +49,46 @@ def compare(evaluations: tuple[Path, ...]) -> None:
         click.echo(comparison(evaluations), nl=False)
     except InputError as error:
         raise click.ClickException(str(error)) from None
+
+
+@cli.command()
+def doctor() -> None:
+    """Say what this machine and this project have, what they lack, and how to mend it.
+
+    Ends with status 1 if something will stop a run.
+    """
+    from qdm_pipeline.doctor import examine
+
+    lines, problems = examine(Path.cwd())
+    width = max(len(name) for name, _ in lines)
+    for name, found in lines:
+        click.echo(f"{name:{width}}  {found}")
+    for problem in problems:
+        click.secho(problem, fg="red")
+    sys.exit(bool(problems))
+
+
+@cli.command()
+def presets() -> None:
+    """Print the size and cost of every preset (--env) as a Markdown table, computed from its parameters."""
+    from qdm_pipeline.presets import table
+
+    click.echo(table(Path.cwd()))
+
+
+@cli.command("open", epilog="Example: kedro open mlflow --port 5001")
+@click.argument("what", type=click.Choice(["report", "mlflow", "viz"]), default="report")
+@click.option("--port", type=int, help="Port of MLflow (5000) or Kedro-Viz (4141).")
+def open_(what: str, port: int | None) -> None:
+    """Open the report of the last evaluation, MLflow's pages or Kedro-Viz in a browser."""
+    if what == "report":
+        report = Path.cwd() / "data/08_reporting/report.html"
+        if not report.exists():
+            raise click.ClickException(f"{report}: no report yet; `kedro run` makes one")
+        sys.exit(click.launch(report.as_uri()))
+    bin_ = Path(sys.executable).parent
+    if what == "viz":
+        sys.exit(subprocess.call([bin_ / "kedro", "viz", "run", "--port", str(port or 4141)]))
+    store, at = f"sqlite:///{Path.cwd() / 'mlflow.db'}", str(port or 5000)
+    click.echo(f"MLflow: http://127.0.0.1:{at} (Ctrl-C ends it)")
+    sys.exit(subprocess.call([bin_ / "mlflow", "ui", "--backend-store-uri", store, "--port", at]))

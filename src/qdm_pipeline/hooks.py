@@ -4,10 +4,12 @@ import atexit
 import logging
 import os
 import sys
+import traceback
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from kedro.config import MissingConfigException
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
 from kedro.io import DataCatalog, DatasetError
@@ -23,13 +25,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+TRAININGS = {"train.train_teacher": "teacher", "train.distill_student": "distillation"}  # by node
 CHART = "workflowType=machine_learning&compareRunsMode=CHART"
 
 
 class InputHook:
     """What a user can mend is said before anything is computed, and without a stack."""
 
-    @hook_impl
+    @hook_impl(tryfirst=True)
     def after_context_created(self) -> None:
         """From here on errors that explain themselves are printed as their message."""
         previous = sys.excepthook
@@ -42,6 +45,8 @@ class InputHook:
                 print(f"{type(cause).__name__}: {cause}", file=sys.stderr)
             elif isinstance(cause, WorkerError):  # the failed node has shown the rest
                 print(f"{type(cause).__name__}: {str(cause).splitlines()[0]}", file=sys.stderr)
+            elif isinstance(cause, ValueError | MissingConfigException) and _from_kedro(stack):
+                print(f"kedro: {' '.join(str(cause).split())}", file=sys.stderr)
             else:
                 previous(kind, error, stack)
 
@@ -49,10 +54,26 @@ class InputHook:
 
     @hook_impl(tryfirst=True)
     def before_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
-        """Raise what loading a missing input would raise, hours later perhaps."""
+        """Raise what a missing input, shapes that do not fit or too large a model would raise hours later."""
         for name in sorted(pipeline.inputs()):
             if not catalog.exists(name):
                 catalog.load(name)
+        nodes = {node.name for node in pipeline.nodes}
+        if nodes & {"preprocess.cut_clips", *TRAININGS}:
+            from qdm_pipeline.estimate import NEEDED, check_memory, check_shapes
+
+            settings = {name: catalog.load(f"params:{name}") for name in NEEDED}
+            check_shapes(settings)
+            check_memory(settings, {job for name, job in TRAININGS.items() if name in nodes})
+        if "evaluate.evaluate_samples" in nodes:
+            from qdm_pipeline.evaluation.extractors import check
+
+            check(catalog.load("params:evaluation"))
+
+
+def _from_kedro(stack: TracebackType | None) -> bool:
+    """Whether Kedro raised it: a pipeline, environment or node that does not exist."""
+    return stack is not None and "/kedro/" in traceback.extract_tb(stack)[-1].filename
 
 
 class NodesHook:

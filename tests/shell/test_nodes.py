@@ -8,8 +8,8 @@ from kedro.framework.session.session import _create_hook_manager
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import Pipeline
 
-from qdm_pipeline import hooks
 from qdm_pipeline.errors import InputError
+from qdm_pipeline.launch import nodes
 from qdm_pipeline.launch.nodes import lead
 from qdm_pipeline.launch.settings import ALONE
 from qdm_pipeline.settings import HOOKS
@@ -33,7 +33,7 @@ def begin(monkeypatch: pytest.MonkeyPatch, world_size: int | str, **environ: str
 
 def test_another_node_follows_and_does_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(hooks, "follow", lambda *arguments: asked.append(arguments) or 7)
+    monkeypatch.setattr(nodes, "follow", lambda *arguments: asked.append(arguments) or 7)
     with pytest.raises(SystemExit, match="7"):  # the hook of MLflow would fail here
         begin(monkeypatch, 6, NODES="3", NODE="1", ENDPOINT="localhost:1")
     (place, count, _) = asked[0]

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qdm_pipeline.errors import InputError
+from qdm_pipeline.evaluation.data import EvaluationSettings
 from qdm_pipeline.evaluation.features import VideoClassifier
 from qdm_pipeline.files import digest_file, digest_json, read_json
 from qdm_pipeline.video.autoencoder import to_float
@@ -69,9 +70,12 @@ class Extractor:
 
 def load_extractor(spec: str, folder: Path, classifier: VideoClassifier, device: torch.device) -> Extractor:
     """The extractor that ``spec`` names, its files in ``folder``; `InputError` for what is not there."""
+    return of_classifier(classifier, device) if spec == "classifier" else brought(spec, folder, device)
+
+
+def brought(spec: str, folder: Path, device: torch.device) -> Extractor:
+    """An extractor whose files a user brings, by its name."""
     kind, _, name = spec.partition(":")
-    if spec == "classifier":
-        return of_classifier(classifier, device)
     if spec == "i3d-ts":
         return i3d(folder / I3D_FILE, device)
     if kind == "transformers" and name:
@@ -79,6 +83,12 @@ def load_extractor(spec: str, folder: Path, classifier: VideoClassifier, device:
     if name:
         return of_function(kind, name, device)
     raise InputError(f"evaluation.extractor: found {spec!r}, known are {KNOWN}")
+
+
+def check(settings: EvaluationSettings) -> None:
+    """Raise `InputError` now if an extractor's files are missing or broken, not after a training."""
+    if settings.extractor != "classifier":
+        brought(settings.extractor, Path(settings.weights), torch.device("cpu"))
 
 
 def of_classifier(classifier: VideoClassifier, device: torch.device) -> Extractor:
