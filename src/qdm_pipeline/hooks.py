@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import traceback
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from kedro.pipeline import Pipeline
 
 from qdm_pipeline.configuration import plain
 from qdm_pipeline.errors import DivergenceError, InputError, WorkerError
-from qdm_pipeline.mlflow_runs import PARENT, absolute, experiment_id
+from qdm_pipeline.mlflow_runs import PARENT, absolute, experiment_id, log_dataset, monitor
 from qdm_pipeline.revision import changed, commit
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TRAININGS = {"train.train_teacher": "teacher", "train.distill_student": "distillation"}  # by node
+BOARDS = {"tensorboard": ("tensorboard", "QDM_TENSORBOARD"), "wandb": ("wandb", "QDM_WANDB")}
+LOCAL = "http://127.0.0.1:5000"
 CHART = "workflowType=machine_learning&compareRunsMode=CHART"
 
 
@@ -148,20 +151,25 @@ class MLflowHook:
         for first in range(0, len(entities), 100):  # as many as MLflow takes at once
             self._client.log_batch(self._run_id, params=entities[first : first + 100])
         os.environ |= {"MLFLOW_TRACKING_URI": uri, "MLFLOW_RUN_ID": self._run_id}
+        self._monitor = monitor(self._run_id, uri) if self._config["system_metrics"] else None
+        self._datasets: set[str] = set()
         atexit.register(self._end, "FAILED", "interrupted")  # Ctrl-C tells no hook
 
     @hook_impl
     def after_dataset_saved(self, dataset_name: str, data: Any) -> None:
-        """Log what the catalog marks: ``metadata.mlflow`` is ``metrics``, ``facts`` or a folder.
+        """Log what the catalog marks: ``metadata.mlflow`` is one of these or a folder.
 
-        ``metrics``: rows of a report; ``facts``: the numbers in a handle's metadata; else the dataset's file.
+        ``dataset``: an input of the run, also where it is loaded; ``metrics``: rows of a report; ``facts``:
+        the numbers in a handle's metadata; else the dataset's file.
         """
         dataset: Any = self._catalog.get(dataset_name)
         mark = (getattr(dataset, "metadata", None) or {}).get("mlflow")
         if mark is None or self._run_id is None:
             return
         try:
-            if mark == "metrics":
+            if mark == "dataset":
+                self._used(data)
+            elif mark == "metrics":
                 for key, value in row_metrics(data).items():
                     self._client.log_metric(self._run_id, key, value)
             elif mark == "facts":
@@ -173,10 +181,28 @@ class MLflowHook:
             logger.warning("MLflow did not take %s: %s", dataset_name, error)
 
     @hook_impl
+    def after_dataset_loaded(self, dataset_name: str, data: Any) -> None:
+        """What an earlier run has made of the data, and this one uses, is an input of it as well."""
+        dataset: Any = self._catalog.get(dataset_name)
+        if (getattr(dataset, "metadata", None) or {}).get("mlflow") == "dataset":
+            self.after_dataset_saved(dataset_name, data)
+
+    def _used(self, data: Any) -> None:
+        if data.kind in self._datasets or self._run_id is None:
+            return
+        self._datasets.add(data.kind)
+        log_dataset(self._client, self._run_id, data.kind, data.digest, data.path)
+        self._client.set_tag(self._run_id, data.kind, data.digest[:12])
+
+    @hook_impl
     def after_pipeline_run(self) -> None:
         """Close the MLflow run and say where to look at it."""
+        run_id = self._run_id
         self._end("FINISHED")
-        logger.info("MLflow run: http://127.0.0.1:5000/#/experiments/%s/runs?%s", self._experiment, CHART)
+        uri = self._config["tracking_uri"]
+        place = f"{uri if uri.startswith('http') else LOCAL}/#/experiments/{self._experiment}"
+        logger.info("MLflow, this run: %s/runs/%s", place, run_id)
+        logger.info("MLflow, all runs: %s/runs?%s (`kedro open mlflow` serves both)", place, CHART)
 
     @hook_impl
     def on_pipeline_error(self, error: Exception) -> None:
@@ -189,11 +215,33 @@ class MLflowHook:
             return
         del os.environ["MLFLOW_RUN_ID"], os.environ["MLFLOW_TRACKING_URI"]
         try:
+            if self._monitor is not None:
+                self._monitor.finish()
             if error is not None:
                 self._client.set_tag(run_id, "error", error[-5000:])
             self._client.set_terminated(run_id, status)
         except Exception as trouble:
             logger.warning("MLflow did not take the end of the run: %s", trouble)
+
+
+class BoardsHook:
+    """Metrics also go to the boards that ``trackers.yml`` names; workers learn it from the environment."""
+
+    @hook_impl
+    def after_context_created(self, context: KedroContext) -> None:
+        """Read ``trackers.yml``."""
+        config = context.config_loader["trackers"]
+        for name, (package, variable) in BOARDS.items():
+            if (wanted := config.pop(name, None)) is None:
+                os.environ.pop(variable, None)
+                continue
+            if find_spec(package) is None:
+                raise InputError(
+                    f"trackers.yml: {name}: the package {package} is missing; pip install -e .[trackers]"
+                )
+            os.environ[variable] = wanted if name == "wandb" else str(context.project_path / wanted)
+        if config:
+            raise InputError(f"trackers.yml: {', '.join(config)}: unknown; known are {', '.join(BOARDS)}")
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

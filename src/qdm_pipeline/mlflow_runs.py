@@ -1,5 +1,7 @@
 """Where MLflow keeps the project's runs, and runs that hold others."""
 
+import json
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,25 @@ def experiment_id(client: Any, project: Path, config: dict[str, Any]) -> str:
     local = config["tracking_uri"].startswith("sqlite:")
     location = (project / config["artifacts"]).as_uri() if local else None
     return str(client.create_experiment(config["experiment"], artifact_location=location))
+
+
+def log_dataset(client: Any, run_id: str, name: str, digest: str, folder: Path) -> None:
+    """Name a dataset as an input of a run."""
+    from mlflow.entities import Dataset, DatasetInput
+
+    source = json.dumps({"uri": str(folder)})
+    dataset = Dataset(name=name, digest=digest[:36], source_type="local", source=source)  # 36: all it takes
+    client.log_inputs(run_id, [DatasetInput(dataset)])
+
+
+def monitor(run_id: str, uri: str) -> Any:
+    """Watch this machine from a thread of its own until ``finish`` is called."""
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
+    watching = SystemMetricsMonitor(run_id, tracking_uri=uri)
+    watching.start()
+    return watching
 
 
 def start(project: Path, config: dict[str, Any], name: str, tags: dict[str, str]) -> str:

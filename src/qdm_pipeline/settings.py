@@ -2,15 +2,15 @@
 
 from typing import Any
 
-from qdm_pipeline.hooks import InputHook, MLflowHook, NodesHook
+from qdm_pipeline.hooks import BoardsHook, InputHook, MLflowHook, NodesHook
 from qdm_pipeline.parameters import ProjectContext
 
 CONTEXT_CLASS = ProjectContext
-HOOKS = (InputHook(), MLflowHook(), NodesHook())  # the last one is called first
+HOOKS = (InputHook(), MLflowHook(), BoardsHook(), NodesHook())  # the last one is called first
 DISABLE_HOOKS_FOR_PLUGINS = ("kedro-telemetry",)
 CONFIG_LOADER_ARGS: dict[str, Any] = {
     "base_env": "base",
     "default_run_env": "local",
     "merge_strategy": {"parameters": "soft"},  # an environment names only the keys that it changes
-    "config_patterns": {"mlflow": ["mlflow*"]},
+    "config_patterns": {"mlflow": ["mlflow*"], "trackers": ["trackers*"]},
 }

@@ -4,6 +4,8 @@ import atexit
 import logging
 import os
 import subprocess
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -18,10 +20,12 @@ from kedro_datasets.json import JSONDataset
 from mlflow import MlflowClient
 from mlflow.entities import Run as MLflowRun
 
+from qdm_pipeline import hooks
 from qdm_pipeline.configuration import settings
 from qdm_pipeline.datasets import AnimationDataset, DirectoryDataset, HandleDataset
+from qdm_pipeline.errors import InputError
 from qdm_pipeline.handle import Handle
-from qdm_pipeline.hooks import InputHook, MLflowHook, commit_tags, flatten, run_name
+from qdm_pipeline.hooks import BoardsHook, InputHook, MLflowHook, commit_tags, flatten, run_name
 from qdm_pipeline.mlflow_runs import PARENT
 from qdm_pipeline.ranks import Ranks
 from qdm_pipeline.run import Run
@@ -36,7 +40,9 @@ class Teacher:
     sizes: tuple[int, ...]
 
 
-def learn(teacher: Teacher, folder: Path, world_size: int) -> tuple[dict[str, Any], bytes, Handle]:
+def learn(
+    teacher: Teacher, folder: Path, world_size: int, latents: Handle
+) -> tuple[dict[str, Any], bytes, Handle]:
     if teacher.rate == 0:
         raise KeyboardInterrupt
     if teacher.rate < 0:
@@ -53,7 +59,7 @@ WIRING = pipeline(
     [
         node(
             learn,
-            ["params:teacher", "folder", "params:world_size"],
+            ["params:teacher", "folder", "params:world_size", "latents"],
             ["metrics", "grid", "model"],
             name="learn",
         )
@@ -71,9 +77,14 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(project: Path, rate: float, folder: Path) -> MLflowRun:
+def run(project: Path, rate: float, folder: Path, watched: bool = False) -> MLflowRun:
     hook = MLflowHook()
-    config = {"tracking_uri": "sqlite:///mlflow.db", "experiment": "e", "artifacts": "mlartifacts"}
+    config = {
+        "tracking_uri": "sqlite:///mlflow.db",
+        "experiment": "e",
+        "artifacts": "mlartifacts",
+        "system_metrics": True,
+    }
     hook.after_context_created(SimpleNamespace(project_path=project, config_loader={"mlflow": config}))
     catalog = DataCatalog(
         {
@@ -86,14 +97,19 @@ def run(project: Path, rate: float, folder: Path) -> MLflowRun:
             "model": HandleDataset(
                 filepath=str(project / "h.json"), kind="teacher", metadata={"mlflow": "facts"}
             ),
+            "latents": HandleDataset(
+                filepath=str(project / "latents.json"), kind="latents", metadata={"mlflow": "dataset"}
+            ),
         }
     )
+    catalog["latents"].save(Handle("latents", project, "0123456789abcdef", {}))
     manager = _create_hook_manager()
     manager.register(hook)
     hook.before_pipeline_run(RUN_PARAMS, WIRING, catalog)
     run_id = os.environ["MLFLOW_RUN_ID"]
     try:
         SequentialRunner().run(WIRING, catalog, manager)
+        time.sleep(2.0 * watched)
         hook.after_pipeline_run()
     except ValueError as error:
         hook.on_pipeline_error(error)
@@ -118,6 +134,42 @@ def test_a_finished_run_is_recorded(project: Path, tmp_path: Path) -> None:
     assert [file.path for file in client.list_artifacts(record.info.run_id, "samples")] == ["samples/g.webp"]
     curve = client.get_metric_history(record.info.run_id, "teacher/loss")
     assert [(point.step, point.value) for point in curve] == [(1, 1.0), (2, 0.5)]
+    (used,) = record.inputs.dataset_inputs
+    assert (used.dataset.name, used.dataset.digest) == ("latents", "0123456789abcdef")
+    assert record.data.tags["latents"] == "0123456789ab"
+
+
+def test_the_machine_is_watched_until_the_run_ends(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
+    record = run(project, 0.1, tmp_path, watched=True)
+    assert record.data.metrics["system/system_memory_usage_percentage"] > 0
+    assert not [thread for thread in threading.enumerate() if thread.name == "SystemMetricsMonitor"]
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"tensorboard": None, "wandb": "x"}, "wandb: the package wandb is missing"),
+        ({"tensorbord": "x"}, "tensorbord: unknown; known are tensorboard, wandb"),
+    ],
+)
+def test_a_wrong_board_is_said(config: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hooks, "find_spec", lambda package: None)
+    context = SimpleNamespace(project_path=Path("p"), config_loader={"trackers": config})
+    with pytest.raises(InputError, match=f"^trackers.yml: {said}"):
+        BoardsHook().after_context_created(context)
+
+
+def test_boards_are_told_to_workers_and_forgotten_by_the_next_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("QDM_TENSORBOARD", "QDM_WANDB"):
+        monkeypatch.setenv(name, "old")
+    config = {"tensorboard": "boards", "wandb": None}
+    BoardsHook().after_context_created(
+        SimpleNamespace(project_path=Path("p"), config_loader={"trackers": config})
+    )
+    assert os.environ["QDM_TENSORBOARD"] == "p/boards" and "QDM_WANDB" not in os.environ
 
 
 def test_a_failed_run_says_why_and_belongs_to_its_sweep(
@@ -156,7 +208,7 @@ def test_trouble_with_mlflow_is_said_once(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setattr("qdm_pipeline.training.trackers.BATCH", 1)
     with caplog.at_level(logging.WARNING, logger="qdm_pipeline"):
-        learn(Teacher(rate=1.0, sizes=()), tmp_path, 1)
+        learn(Teacher(rate=1.0, sizes=()), tmp_path, 1, Handle("latents", tmp_path, "d"))
     said = [record.message.split(" (")[0] for record in caplog.records]
     assert said[0] == "MLflow does not take metrics now" and "they stand in metrics.jsonl" in said[1]
     assert len(said) == 2

@@ -1,5 +1,7 @@
 """Where metrics go: always a JSON line a step beside the run, and MLflow when the environment names a run.
 
+Boards of other makers are in `training.boards`.
+
 The hook that opens an MLflow run sets ``MLFLOW_TRACKING_URI`` and ``MLFLOW_RUN_ID``; metric names get the
 job's kind in front (``teacher/loss``), so that all jobs of one pipeline run share one MLflow run.
 """
@@ -8,11 +10,13 @@ import json
 import logging
 import os
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
 from qdm_pipeline.ranks import Ranks
 from qdm_pipeline.run import Run
+from qdm_pipeline.training.boards import Board, boards
 
 logger = logging.getLogger(__name__)
 
@@ -24,23 +28,29 @@ AGAIN_SECONDS = 60.0  # before MLflow is tried again after it failed
 class Tracker:
     """Logs on rank 0; on other ranks every call does nothing."""
 
-    def __init__(self, lines: TextIO | None, mlflow: "_MLflow | None") -> None:
-        self._lines, self._mlflow = lines, mlflow
+    def __init__(self, lines: TextIO | None, boards: Iterable[Board]) -> None:
+        self._lines, self._boards = lines, list(boards)
         self._full = False
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Record the metrics of one step."""
         if self._lines is not None:
             self._write(json.dumps({"step": step, **metrics}) + "\n")
-        if self._mlflow is not None:
-            self._mlflow.log(step, metrics)
+        self._tell(lambda board: board.log(step, metrics))
 
     def close(self) -> None:
         """Write out what is buffered."""
         if self._lines is not None:
             self._lines.close()
-        if self._mlflow is not None:
-            self._mlflow.close()
+        self._tell(lambda board: board.close())
+
+    def _tell(self, action: Callable[[Board], None]) -> None:
+        for board in list(self._boards):
+            try:
+                action(board)
+            except Exception as error:  # a broken board is no reason to end a training either
+                self._boards.remove(board)
+                logger.warning("%s takes no more metrics: %s", type(board).__name__, error)
 
     def _write(self, line: str) -> None:
         assert self._lines is not None
@@ -55,14 +65,15 @@ class Tracker:
 def open_tracker(run: Run, ranks: Ranks) -> Tracker:
     """A tracker for ``run``; MLflow first gets what an interrupted or finished run has logged before."""
     if not ranks.is_main:
-        return Tracker(None, None)
+        return Tracker(None, [])
     run.directory.mkdir(parents=True, exist_ok=True)
     torn = run.metrics_file.exists() and not run.metrics_file.read_bytes().endswith(b"\n")
     lines = run.metrics_file.open("a")
     if torn:  # a killed process may have left half a line
         lines.write("\n")
         lines.flush()
-    return Tracker(lines, _MLflow.from_environment(run))
+    mlflow = _MLflow.from_environment(run)
+    return Tracker(lines, [*([mlflow] if mlflow else []), *boards(run)])
 
 
 class _MLflow:
@@ -118,10 +129,22 @@ class _MLflow:
                 self._client.log_batch(self._run_id, metrics=self._buffer[:BATCH])
                 del self._buffer[:BATCH]
             for picture in sorted(set(self._pictures.glob("*.webp")) - self._sent):
-                self._client.log_artifact(self._run_id, str(picture), f"{self._prefix}/samples")
+                self._show(picture)
                 self._sent.add(picture)
             self._failed = False
         except Exception as error:
             if not self._failed:
                 logger.warning("MLflow does not take metrics now (%s); %s goes on", error, self._prefix)
             self._failed, self._next = True, time.monotonic() + AGAIN_SECONDS
+
+    def _show(self, picture: Path) -> None:
+        """The moving picture as an artifact, its middle frame as an image that MLflow scrubs by step."""
+        from PIL import Image
+
+        self._client.log_artifact(self._run_id, str(picture), f"{self._prefix}/samples")
+        role, _, step = picture.stem.rpartition("-")
+        if role:
+            with Image.open(picture) as image:
+                image.seek(getattr(image, "n_frames", 1) // 2)
+                still = image.convert("RGB")
+            self._client.log_image(self._run_id, still, key=f"{self._prefix}/{role}", step=int(step))
