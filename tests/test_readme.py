@@ -7,6 +7,8 @@ import pytest
 import yaml
 from kedro.framework.project import configure_project, pipelines
 
+from qdm_pipeline.reference import reference
+
 ROOT = Path(__file__).parents[1]
 READMES = ["README.md", "README.zh-CN.md"]
 PAGES = [*READMES, "docs/distillation.md", "docs/clusters.md"]
@@ -69,3 +71,9 @@ def test_both_languages_have_the_same_sections_and_commands() -> None:
         for text in texts
     ]
     assert shape[0] == shape[1] and code[0] == code[1]
+
+
+def test_the_reference_of_parameters_is_what_the_command_prints() -> None:
+    assert (ROOT / "docs/configuration.md").read_text() == reference(ROOT), (
+        "run: kedro parameters > docs/configuration.md"
+    )

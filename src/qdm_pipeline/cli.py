@@ -76,6 +76,14 @@ def presets() -> None:
     click.echo(table(Path.cwd()))
 
 
+@cli.command("parameters")
+def parameters_() -> None:
+    """Print every parameter, what it takes, its value in conf/base and what it is, as Markdown."""
+    from qdm_pipeline.reference import reference
+
+    click.echo(reference(Path.cwd()), nl=False)
+
+
 @cli.command("open", epilog="Example: kedro open mlflow --port 5001")
 @click.argument("what", type=click.Choice(["report", "mlflow", "viz"]), default="report")
 @click.option("--port", type=int, help="Port of MLflow (5000) or Kedro-Viz (4141).")

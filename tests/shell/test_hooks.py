@@ -83,7 +83,7 @@ def run(project: Path, rate: float, folder: Path, watched: bool = False) -> MLfl
         "tracking_uri": "sqlite:///mlflow.db",
         "experiment": "e",
         "artifacts": "mlartifacts",
-        "system_metrics": True,
+        "system_metrics": watched,
     }
     hook.after_context_created(SimpleNamespace(project_path=project, config_loader={"mlflow": config}))
     catalog = DataCatalog(
