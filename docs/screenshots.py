@@ -1,0 +1,107 @@
+"""Pictures of Kedro-Viz, MLflow and the report as a user sees them, into a folder.
+
+Run from a project that has results: ``python docs/screenshots.py docs/images``. Needs ``pip install playwright``
+and Chromium on the PATH.
+"""
+
+import argparse
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+from playwright.sync_api import Browser, sync_playwright
+
+BIN = Path(sys.executable).parent
+VIZ, MLFLOW = "http://127.0.0.1:4151", "http://127.0.0.1:5051"
+STORE = "sqlite:///mlflow.db"
+PATIENCE = 12_000  # milliseconds until a page is taken to be still
+HINTS = ("text=Dismiss", 'div:has(> :text("1 of 6")) >> button >> nth=0')  # of Kedro-Viz
+ASSISTANT = ('[aria-label="Close"]',)  # of MLflow
+
+
+@contextmanager
+def serving(url: str, *command: str) -> Iterator[None]:
+    """A server that answers at ``url`` for as long as the block lasts."""
+    process = subprocess.Popen([BIN / command[0], *command[1:]], start_new_session=True)
+    try:
+        for _ in range(300):
+            try:
+                urllib.request.urlopen(url, timeout=5)
+                break
+            except OSError:
+                time.sleep(1)
+        yield
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
+
+
+def shoot(browser: Browser, url: str, file: Path, size: tuple[int, int], *clicks: str) -> None:
+    """A picture of a page once it is still; what ``clicks`` select is clicked first, where it is there."""
+    page = browser.new_page(viewport={"width": size[0], "height": size[1]})
+    page.goto(url)
+    page.wait_for_timeout(PATIENCE)
+    for selector in clicks:
+        for found in page.locator(selector).all()[:1]:
+            found.click(force=True)
+            page.wait_for_timeout(PATIENCE // 8)
+    page.screenshot(path=file)
+    page.close()
+    print(file)
+
+
+def mlflow_pages() -> dict[str, str]:
+    """The list, the charts and the comparison of the newest finished runs."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(STORE)
+    experiment = client.get_experiment_by_name("qdm-pipeline")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], "attributes.status = 'FINISHED'", max_results=3)
+    ids = quote(str([run.info.run_id for run in runs]).replace("'", '"').replace(" ", ""))
+    number = experiment.experiment_id
+    page = f"{MLFLOW}/#/experiments/{number}/runs"
+    pages = {
+        "mlflow-runs": page,
+        "mlflow-charts": f"{page}?compareRunsMode=CHART",
+        "mlflow-compare": f"{MLFLOW}/#/compare-runs?runs={ids}&experiments=%5B%22{number}%22%5D",
+    }
+    return pages | {"mlflow-run": f"{page}/{runs[0].info.run_id}/model-metrics"} if runs else pages
+
+
+def main() -> None:
+    """All pictures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
+    folder.mkdir(parents=True, exist_ok=True)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        report = Path("data/08_reporting/report.html").resolve().as_uri()
+        shoot(browser, report, folder / "report-wide.png", (1400, 2400))
+        shoot(browser, report, folder / "report-narrow.png", (500, 2400))
+        with serving(VIZ, "kedro", "viz", "run", "--no-browser", "--port", VIZ.rpartition(":")[2]):
+            shoot(browser, VIZ, folder / "viz-collapsed.png", (1400, 900), *HINTS)
+            expanded = f"{VIZ}/?expandAllPipelines=true"
+            shoot(browser, expanded, folder / "viz-expanded.png", (1800, 1400), *HINTS)
+            for name in ("student_samples_grid", "train.distill_student"):
+                node = f'.pipeline-node:has-text("{name.rpartition(".")[2]}")'
+                file = folder / f"viz-{name.rpartition('.')[2]}.png"
+                shoot(browser, expanded, file, (1800, 1200), *HINTS, node)
+        with serving(
+            MLFLOW, "mlflow", "ui", "--backend-store-uri", STORE, "--port", MLFLOW.rpartition(":")[2]
+        ):
+            for name, url in mlflow_pages().items():
+                shoot(browser, url, folder / f"{name}.png", (1500, 950), *ASSISTANT)
+
+
+if __name__ == "__main__":
+    main()
