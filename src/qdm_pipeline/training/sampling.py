@@ -26,7 +26,8 @@ from qdm_pipeline.training.conditions import from_captions, of_samples
 from qdm_pipeline.training.denoiser import GuidedDenoiser
 from qdm_pipeline.training.model_files import load_predictor
 from qdm_pipeline.training.teacher import ScheduleSettings
-from qdm_pipeline.video.autoencoder import CausalVideoAutoencoder, load_autoencoder, to_uint8
+from qdm_pipeline.video.autoencoder import load_autoencoder, to_uint8
+from qdm_pipeline.video.latents import VideoAutoencoder
 from qdm_pipeline.video.media import write_grid, write_mp4
 from qdm_pipeline.video.text_encoder import same_text_encoder
 
@@ -219,7 +220,7 @@ def _write(
     directory: Path,
     settings: SamplingSettings,
     tensors: dict[str, Tensor],
-    autoencoder: CausalVideoAutoencoder,
+    autoencoder: VideoAutoencoder,
 ) -> None:
     save_file(tensors, directory / "samples.safetensors")
     device = next(autoencoder.parameters()).device
