@@ -54,7 +54,7 @@ class VideoAutoencoder(nn.Module):
         return in_tiles(self.decode, latents, shape, tile, 1, self.space)
 
     def encode_padded(self, video: Tensor, tile: int | None = None) -> Tensor:
-        """`encode_tiled` of a video of any length, its last frame repeated until the number of frames fits."""
+        """`encode_tiled` of a video of any length, its last frame repeated until their number fits."""
         missing = self._missing(video.shape[2])
         last = video[:, :, -1:].expand(-1, -1, missing, -1, -1)
         return self.encode_tiled(torch.cat([video, last], dim=2), tile)
