@@ -64,7 +64,7 @@ class TeacherSettings:
     model: PredictorSettings
     schedule: ScheduleSettings
     optimizer: OptimizerSettings
-    condition: conditions.Kind
+    condition: conditions.Kind  # caption: words of its own; text: the token states of encode.text
     condition_dropout: float  # share of samples trained without their condition, for guidance
     quantization_weight: float
     commitment_weight: float

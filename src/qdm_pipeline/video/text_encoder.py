@@ -32,10 +32,10 @@ TOKENISED = 1024  # captions at once
 
 @settings
 class TextSettings:
-    """Which ``encoder`` (a directory, or ``minilm``); ``length``: tokens that a caption may have."""
+    """Token states of captions, for ``teacher.condition: text``."""
 
-    encoder: str
-    length: int
+    encoder: str  # minilm, or a directory with model and tokenizer as transformers saves them
+    length: int  # tokens that a caption may have
 
     def __post_init__(self) -> None:
         require(self.length >= 1, f"text: length: found {self.length}, must be at least 1")
