@@ -1,9 +1,9 @@
 """Random batches of latents with caption embeddings, as training reads them: ours, other formats, a floor.
 
-The floor is one memory map for each field, indexed by batches of random rows, in the same loader. With 2
-workers ours and the floor have threads, the peers the processes of their own loaders. A peer that is not
-installed is skipped with a line; webdataset and litdata are best installed apart (litdata with ``--no-deps``:
-it asks for torchvision). Peers without random access shuffle as they offer to.
+The floor is one memory map for each field, indexed by batches of random rows. All read in the process that
+trains, as ours does. A peer that is not installed is skipped with a line; webdataset and litdata are best
+installed apart (litdata with ``--no-deps``: it asks for torchvision). Peers without random access shuffle as
+they offer to.
 """
 
 import importlib.util
@@ -21,13 +21,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from benchmarks.harness import report, spread
-from qdm_pipeline.randomness import generator
-from qdm_pipeline.video.loader import ShardBatches, batch_indices, read_ahead
+from qdm_pipeline.randomness import epoch_rows, generator
 from qdm_pipeline.video.shards import write_shards
 
 SAMPLES, SHAPE, TEXT, BATCH = 5120, (16, 5, 32, 32), 384, 32
 STEPS, ROUNDS = 60, 5
-Loader = Callable[[int], Iterable[Any]]
+Loader = Callable[[], Iterable[Any]]
 
 
 def main(folder: Path) -> None:
@@ -42,16 +41,15 @@ def main(folder: Path) -> None:
             loaders[name] = make(folder / name, latents, texts)
         else:
             print(json.dumps({"case": name, "skipped": "not installed"}), flush=True)
-    for workers in (0, 2):
-        compare(loaders, workers)
+    compare(loaders)
 
 
-def compare(loaders: dict[str, Loader], workers: int) -> None:
+def compare(loaders: dict[str, Loader]) -> None:
     """Take turns; a round is the start of the loader and ``STEPS`` batches, timed from the first batch on."""
     rates: dict[str, list[float]] = {name: [] for name in loaders}
     for round_ in range(ROUNDS + 1):
         for name, load in loaders.items():
-            rate = measure(load(workers))
+            rate = measure(load())
             if round_:
                 rates[name].append(rate)
     middle = {name: median(values) for name, values in rates.items()}
@@ -60,7 +58,7 @@ def compare(loaders: dict[str, Loader], workers: int) -> None:
     for name, goal in goals.items():
         if name in middle:
             pair = {"ours": middle["ours"], name: middle[name]}
-            case = f"{'x'.join(map(str, SHAPE))} float16 + {TEXT}, {workers} workers, over {name}"
+            case = f"{'x'.join(map(str, SHAPE))} float16 + {TEXT}, over {name}"
             report(case, "samples/s", pair, middle["ours"] / middle[name], noise, goal)
 
 
@@ -79,35 +77,25 @@ def ours(folder: Path, latents: Tensor, texts: Tensor) -> Loader:
         ({"latent": latent, "text": text}, {"split": "train"})
         for latent, text in zip(latents, texts, strict=True)
     )
-    batches = ShardBatches(
-        write_shards(folder, samples, {}, 512), ["latent", "text"], torch.arange(SAMPLES), BATCH, 0, 0, 1
+    shards = write_shards(folder, samples, {}, 512)
+    return lambda: (
+        {name: shards.gather(name, torch.tensor(rows)) for name in ("latent", "text")} for rows in order()
     )
-    return lambda workers: read_ahead(batches.__getitem__, range(STEPS + 8), workers)
 
 
 def order() -> list[list[int]]:
-    return [batch_indices(SAMPLES, BATCH, 0, step, 0, 1).tolist() for step in range(STEPS + 8)]
-
-
-class Rows:
-    """Batches of rows of bare memory maps."""
-
-    def __init__(self, folder: Path) -> None:
-        self.latents = np.memmap(folder / "latents", np.float16, "r").reshape(SAMPLES, *SHAPE)
-        self.texts = np.memmap(folder / "texts", np.float16, "r").reshape(SAMPLES, TEXT)
-        self.order = order()
-
-    def __getitem__(self, step: int) -> dict[str, Tensor]:
-        rows = self.order[step]
-        return {"latent": torch.from_numpy(self.latents[rows]), "text": torch.from_numpy(self.texts[rows])}
+    return [epoch_rows(SAMPLES, step * BATCH, BATCH, 0).tolist() for step in range(STEPS + 8)]
 
 
 def floor(folder: Path, latents: Tensor, texts: Tensor) -> Loader:
     folder.mkdir()
     latents.numpy().tofile(folder / "latents")
     texts.numpy().tofile(folder / "texts")
-    rows = Rows(folder)
-    return lambda workers: read_ahead(rows.__getitem__, range(STEPS + 8), workers)
+    maps = {
+        "latent": np.memmap(folder / "latents", np.float16, "r").reshape(SAMPLES, *SHAPE),
+        "text": np.memmap(folder / "texts", np.float16, "r").reshape(SAMPLES, TEXT),
+    }
+    return lambda: ({name: torch.from_numpy(field[rows]) for name, field in maps.items()} for rows in order())
 
 
 def arrow(folder: Path, latents: Tensor, texts: Tensor) -> Loader:
@@ -127,7 +115,7 @@ def arrow(folder: Path, latents: Tensor, texts: Tensor) -> Loader:
         rows, datasets.Features(kinds), cache_dir=str(folder), writer_batch_size=256
     )
     table = made.with_format("torch")
-    return lambda workers: DataLoader(table, sampler=order(), batch_size=None, num_workers=workers)
+    return lambda: DataLoader(table, sampler=order(), batch_size=None)
 
 
 def webdataset(folder: Path, latents: Tensor, texts: Tensor) -> Loader:
@@ -138,11 +126,11 @@ def webdataset(folder: Path, latents: Tensor, texts: Tensor) -> Loader:
         for index, (latent, text) in enumerate(zip(latents.numpy(), texts.numpy(), strict=True)):
             sink.write({"__key__": f"{index:06d}", "latent.npy": latent, "text.npy": text})
 
-    def load(workers: int) -> Iterable[Any]:
+    def load() -> Iterable[Any]:
         tars = sorted(map(str, folder.glob("*.tar")))
         data = wds.WebDataset(tars, shardshuffle=len(tars), seed=0, empty_check=False)
         batched = data.shuffle(256).decode().to_tuple("latent.npy", "text.npy").batched(BATCH)
-        return DataLoader(batched, batch_size=None, num_workers=workers)
+        return DataLoader(batched, batch_size=None)
 
     return load
 
@@ -157,9 +145,9 @@ def litdata(folder: Path, latents: Tensor, texts: Tensor) -> Loader:
     cache.done()
     cache.merge()
 
-    def load(workers: int) -> Iterable[Any]:
+    def load() -> Iterable[Any]:
         data = StreamingDataset(str(folder), shuffle=True, drop_last=True, seed=0)
-        return StreamingDataLoader(data, batch_size=BATCH, num_workers=workers)
+        return StreamingDataLoader(data, batch_size=BATCH)
 
     return load
 
@@ -172,9 +160,9 @@ def memory(folder: Path) -> None:
         samples = (({"latent": latent}, {"split": "train", "id": i}) for i in range(count))
         shards = write_shards(folder / str(count), samples, {}, 1000)
         before = anonymous()
-        batches = ShardBatches(shards, ["latent"], shards.rows("train"), BATCH, 0, 0, 1)
-        for _ in read_ahead(batches.__getitem__, range(200), 0):
-            pass
+        train = shards.rows("train")
+        for step in range(200):
+            shards.gather("latent", train[epoch_rows(count, step * BATCH, BATCH, 0)])
         grown[count] = (anonymous() - before) / 1024
     row = {
         "case": "anonymous memory of loading",

@@ -22,10 +22,17 @@ def _fsync(path: Path) -> None:
 
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Write a file so that a reader, or a crash, sees the old content or the new one, never half."""
+    with file_atomic(path) as aside:
+        aside.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def file_atomic(path: Path) -> Iterator[Path]:
+    """Yield the path of a file to be written, which becomes ``path`` if the block ends without error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        aside.write_bytes(content.encode() if isinstance(content, str) else content)
+        yield aside
         _fsync(aside)
         aside.replace(path)
     finally:

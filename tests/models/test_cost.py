@@ -4,13 +4,18 @@ import pytest
 import torch
 
 from qdm_pipeline.models.cost import build_on_meta, cost
-from qdm_pipeline.models.predictor import PredictorConfig, PredictorSettings, QuantizedDiffusionPredictor
+from qdm_pipeline.models.predictor import (
+    PredictorConfig,
+    PredictorSettings,
+    QuantizedDiffusionPredictor,
+    TextConfig,
+)
 from qdm_pipeline.models.quantizer import QuantizerSettings
 
 WIDTH, DEPTH, EMBEDDING, GROUPS, CODES, DIM = 64, 3, 32, 2, 128, 4
 
 
-def config(attention="full", patch=(1, 2, 2), kind="vq", codes=CODES, vocabulary=()):
+def config(attention="full", patch=(1, 2, 2), kind="vq", codes=CODES, vocabulary=(), text=None):
     quantizer = QuantizerSettings(
         kind=kind, codebook_size=codes, codebook_dim=DIM, groups=GROUPS, decay=0.9, revival_threshold=0.1
     )
@@ -24,6 +29,7 @@ def config(attention="full", patch=(1, 2, 2), kind="vq", codes=CODES, vocabulary
         classes=("a", "b"),
         vocabulary=vocabulary,
         caption_length=4 if vocabulary else 0,
+        text=text,
     )
 
 
@@ -62,3 +68,10 @@ def test_other_quantizers_have_a_cost_without_memory_too(kind, codes):
 
 def test_captions_cost_their_cross_attention():
     assert cost(config(vocabulary=("a",)), (8, 3, 8, 8)).flops > cost(config(), (8, 3, 8, 8)).flops
+
+
+def test_flops_of_token_states_are_those_of_cross_attention():
+    text = TextConfig(encoder="tiny", digest="ab", length=7, width=5, empty_tokens=2)
+    n, added = 3 * 4 * 4, cost(config(text=text), (8, 3, 8, 8)).flops - cost(config(), (8, 3, 8, 8)).flops
+    queries, keys = 2 * n * 2 * WIDTH**2, 2 * 7 * 2 * WIDTH**2  # of tokens in and out, of keys and values
+    assert added == DEPTH * (queries + keys + 2 * 2 * n * 7 * WIDTH) + 2 * 7 * 5 * WIDTH

@@ -9,6 +9,7 @@ from qdm_pipeline.models.predictor import (
     PredictorConfig,
     PredictorSettings,
     QuantizedDiffusionPredictor,
+    TextConfig,
     timestep_embedding,
 )
 from qdm_pipeline.models.quantizer import QuantizerSettings
@@ -16,7 +17,8 @@ from qdm_pipeline.models.transformer import rotary_angles, rotate
 
 
 def make(
-    patch=(1, 1, 1), classes=("a", "b"), vocabulary=(), width=32, attention="full", residual_dim=0, kind="vq"
+    patch=(1, 1, 1), classes=("a", "b"), vocabulary=(), width=32, attention="full", residual_dim=0, kind="vq",
+    text=None,
 ):  # fmt: skip
     size = {"fsq": 25, "lfq": 4, "bsq": 4}.get(kind, 32)
     quantizer = QuantizerSettings(
@@ -39,6 +41,7 @@ def make(
         classes=classes,
         vocabulary=vocabulary,
         caption_length=5 if vocabulary else 0,
+        text=text,
     )
     model = QuantizedDiffusionPredictor(config)
     with torch.no_grad():  # adaLN-zero blocks ignore everything at first; wake them
@@ -102,6 +105,35 @@ def test_padding_words_are_not_looked_at():
     x, t = torch.randn(1, 4, 1, 2, 2), torch.tensor([0.5])
     short = model(x, t, Condition(words=torch.tensor([[0, 1]]))).x0
     assert torch.allclose(short, model(x, t, Condition(words=torch.tensor([[0, 1, -1, -1]]))).x0, atol=1e-6)
+
+
+TEXT = TextConfig(encoder="tiny", digest="ab", length=5, width=6, empty_tokens=2)
+
+
+def test_nothing_asked_for_is_the_empty_caption():
+    model = make(classes=(), text=TEXT)
+    model.empty_text.copy_(torch.randn(2, 6))
+    x, t = torch.randn(2, 4, 1, 2, 2), torch.tensor([0.5, 0.5])
+    states = torch.randn(2, 5, 6)
+    states[1, :2] = model.empty_text
+    asked = Condition(text=states, tokens=torch.tensor([3, 2]))
+    answer, free = model(x, t, asked).x0, model(x, t, asked.unconditional()).x0
+    torch.testing.assert_close(answer[1], free[1])  # the empty caption, said or not said
+    torch.testing.assert_close(free, model(x, t, Condition()).x0)
+    assert not torch.allclose(answer[0], free[0])
+    dropped = asked.dropped(torch.tensor([True, False]))
+    torch.testing.assert_close(model(x, t, dropped).x0, torch.stack([free[0], answer[1]]))
+
+
+def test_states_behind_the_tokens_are_not_looked_at_and_their_scale_does_not_count():
+    model = make(classes=(), text=TEXT)
+    x, t, states = torch.randn(1, 4, 1, 2, 2), torch.tensor([0.5]), torch.randn(1, 5, 6)
+    answer = model(x, t, Condition(text=states, tokens=torch.tensor([3]))).x0
+    torch.testing.assert_close(answer, model(x, t, Condition(text=9 * states, tokens=torch.tensor([3]))).x0)
+    states[:, 3:] = 7
+    torch.testing.assert_close(answer, model(x, t, Condition(text=states, tokens=torch.tensor([3]))).x0)
+    states[:, 2] = 7
+    assert not torch.allclose(answer, model(x, t, Condition(text=states, tokens=torch.tensor([3]))).x0)
 
 
 def test_conditions_drop_and_select():

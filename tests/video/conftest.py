@@ -32,7 +32,13 @@ def cut(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Handle]:
 
     def cut(folder: Path, decoders: int = 1, root: Path | None = None, **changes: object) -> Handle:
         values: dict[str, object] = {"frames": 9, "size": 32, "fps": 8.0, "clips_per_video": "first"}
-        values |= {"uniform_clips": 3, "most_seconds": 20, "most_memory": 1024, "most_skipped": 0.5}
+        values |= {
+            "uniform_clips": 3,
+            "most_seconds": 20,
+            "most_memory": 1024,
+            "most_skipped": 0.5,
+            "shot_cut": None,
+        }
         values |= {"validation_fraction": 0.2, "test_fraction": 0.2}
         settings = ClipSettings(**(values | {"shard_size": 32, "seed": 0} | changes))  # type: ignore[arg-type]
         root = root or tmp_path_factory.mktemp("runs")

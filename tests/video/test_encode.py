@@ -30,7 +30,7 @@ from qdm_pipeline.video.shards import ShardSet
 CONFIG = AutoencoderConfig(
     channels=3, latent_channels=16, time_patch=4, space_patch=8, width=16, encoder_blocks=1, decoder_blocks=1
 )
-SETTINGS = EncodeSettings(batch=5, shard_size=10, dtype="fp32", tile=None)
+SETTINGS = EncodeSettings(batch=5, shard_size=10, dtype="fp32", tile=None, text=None)
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_latents_that_are_not_finite_are_refused(
     model: CausalVideoAutoencoder, demo_clips: ShardSet, tmp_path: Path
 ) -> None:
     model.std.fill_(1e-6)
-    with pytest.raises(InputError, match="clip 0 of videos/00000.mp4: its latents are not finite in fp16"):
+    with pytest.raises(InputError, match="clip 0 of videos/00000.mp4: its latent is not finite in fp16"):
         encode(model, demo_clips, tmp_path, replace(SETTINGS, dtype="fp16"))
 
 
@@ -97,7 +97,9 @@ def test_an_encoder_of_diffusers_takes_the_same_way(demo_clips: ShardSet, tmp_pa
     wan = diffusers.AutoencoderKLWan(base_dim=8, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1,
                                      latents_mean=[0.0] * 4, latents_std=[1.0] * 4)  # fmt: skip
     wan.save_pretrained(tmp_path / "autoencoder")
-    run = make_run(demo_clips, tmp_path, EncodeSettings(batch=42, shard_size=42, dtype="bf16", tile=None))
+    run = make_run(
+        demo_clips, tmp_path, EncodeSettings(batch=42, shard_size=42, dtype="bf16", tile=None, text=None)
+    )
     encode_clips(run, Ranks())
     latents = ShardSet(run.directory)
     assert latents.manifest["shape"] == [4, 3, 4, 4] and len(latents) == 84
@@ -144,7 +146,7 @@ def test_a_killed_encode_goes_on_and_ends_with_the_same_bytes(
 ) -> None:
     torch.manual_seed(0)
     model = CausalVideoAutoencoder(replace(CONFIG, width=128, encoder_blocks=2))
-    settings = EncodeSettings(batch=1, shard_size=2, dtype="fp32", tile=None)
+    settings = EncodeSettings(batch=1, shard_size=2, dtype="fp32", tile=None, text=None)
     begun = time.monotonic()
     alone = encode(model, demo_clips, tmp_path, settings)
     lasted = time.monotonic() - begun

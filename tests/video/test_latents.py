@@ -59,7 +59,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(saved: Path, name: str) -> VideoAutoencoder:
-    return load_autoencoder(saved / name)  # type: ignore[no-any-return]
+    return load_autoencoder(saved / name)
 
 
 def film(name: str, frames: int, seed: int = 0, side: int | None = None) -> torch.Tensor:
@@ -85,6 +85,33 @@ def test_no_number_of_frames_loses_one(name: str, saved: Path) -> None:
         latents = model.encode(video)
         assert latents.shape[1:] == shape and model.decode(latents).shape == video.shape
     assert fitting == list(range(1, 41, STEPS.get(name, 4)))
+
+
+@pytest.mark.parametrize("name", ["ours", *SMALL])
+@torch.no_grad()
+def test_padded_every_number_of_frames_comes_back(name: str, saved: Path) -> None:
+    model, video = load(saved, name), film(name, 40)
+    for frames in range(1, 41):
+        part = video[:, :, :frames]
+        latents = model.encode_padded(part)
+        decoded = model.decode_trimmed(latents, frames)
+        assert decoded.shape == part.shape
+        if frames in (1, 7, 9):  # with nothing, two (or three) and nothing to add
+            longer = torch.cat([part, *[part[:, :, -1:]] * (-(frames - 1) % model.step)], 2)
+            assert torch.equal(latents, model.encode(longer))
+            assert torch.equal(decoded, model.decode(latents)[:, :, :frames])
+    with pytest.raises(InputError, match=f"latents of .* frames, {frames + 1} were padded to"):
+        model.decode_trimmed(latents[:, :, :1], frames + 1)
+    with pytest.raises(InputError, match="a clip has 0 frames"):
+        model.encode_padded(video[:, :, :0])
+
+
+@torch.no_grad()
+def test_padding_changes_no_frame_before_it_where_nothing_looks_ahead(saved: Path) -> None:
+    model, video = load(saved, "ours"), film("ours", 12)
+    whole = model.decode(model.encode(video[:, :, :9]))
+    padded = model.decode_trimmed(model.encode_padded(video), 12)
+    assert (padded[:, :, :9] - whole).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize("name", ["ours", *SMALL])

@@ -9,7 +9,7 @@ from qdm_pipeline.configuration import require, settings
 from qdm_pipeline.errors import InputError
 from qdm_pipeline.evaluation.features import VideoClassifier
 from qdm_pipeline.randomness import generator
-from qdm_pipeline.video.autoencoder import CausalVideoAutoencoder
+from qdm_pipeline.video.latents import VideoAutoencoder
 from qdm_pipeline.video.shards import ShardSet
 
 LEAST = 3  # a covariance needs 2 samples, also while the jack-knife leaves one out
@@ -54,7 +54,7 @@ class Data:
 
     clips: ShardSet
     latents: ShardSet
-    autoencoder: CausalVideoAutoencoder
+    autoencoder: VideoAutoencoder
     classifier: VideoClassifier
 
 

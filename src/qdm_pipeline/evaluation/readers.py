@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from qdm_pipeline.randomness import generator
-from qdm_pipeline.video.autoencoder import CausalVideoAutoencoder, to_float, to_uint8
+from qdm_pipeline.video.autoencoder import to_float, to_uint8
+from qdm_pipeline.video.latents import VideoAutoencoder
 from qdm_pipeline.video.shards import ShardSet
 
 Reader = Callable[[Tensor], Tensor]  # positions int64 [B] -> videos uint8 [B, 3, T, H, W]
@@ -49,7 +50,7 @@ def noise_reader(original: Reader, seed: int) -> Reader:
     return each(original, noise)
 
 
-def latent_reader(latents: Tensor, autoencoder: CausalVideoAutoencoder) -> Reader:
+def latent_reader(latents: Tensor, autoencoder: VideoAutoencoder) -> Reader:
     """``latents`` [N, C, T, H, W], decoded."""
     device = autoencoder.mean.device
 
@@ -60,7 +61,7 @@ def latent_reader(latents: Tensor, autoencoder: CausalVideoAutoencoder) -> Reade
     return read
 
 
-def reconstruction_reader(original: Reader, autoencoder: CausalVideoAutoencoder) -> Reader:
+def reconstruction_reader(original: Reader, autoencoder: VideoAutoencoder) -> Reader:
     """What the autoencoder makes of the videos of another reader."""
     device = autoencoder.mean.device
 

@@ -36,9 +36,12 @@ def cost(config: PredictorConfig, latent_shape: tuple[int, ...]) -> Cost:
     model = build_on_meta(config)
     with torch.device("meta"):
         x, t = torch.empty(1, *latent_shape), torch.empty(1)
+        text = config.text
         condition = Condition(
             torch.zeros(1, dtype=torch.int64) if config.classes else None,
             torch.zeros(1, config.caption_length, dtype=torch.int64) if config.vocabulary else None,
+            torch.zeros(1, text.length, text.width) if text else None,
+            torch.ones(1, dtype=torch.int64) if text else None,
         )
         counter = FlopCounterMode(display=False)
         with counter:

@@ -48,6 +48,17 @@ class PredictorSettings:
 
 
 @settings
+class TextConfig:
+    """The token states of captions that a predictor is conditioned on: those of one frozen text encoder."""
+
+    encoder: str  # its name or directory, see `video.text_encoder`
+    digest: str  # of its files
+    length: int  # tokens that a caption may have
+    width: int  # of a state
+    empty_tokens: int  # of the empty caption, which stands for no condition
+
+
+@settings
 class PredictorConfig:
     """Everything that is needed to build a predictor: its size and what the data demands."""
 
@@ -56,6 +67,7 @@ class PredictorConfig:
     classes: tuple[str, ...]  # class names, empty: not conditioned on a class
     vocabulary: tuple[str, ...]  # words of the captions, empty: not conditioned on text
     caption_length: int  # words a caption may have
+    text: TextConfig | None = None  # not conditioned on token states, as models of before these were
 
 
 class Condition(NamedTuple):
@@ -63,16 +75,22 @@ class Condition(NamedTuple):
 
     label: Tensor | None = None  # [B] int64; -1 asks for nothing (the unconditional model)
     words: Tensor | None = None  # [B, L] int64 indices into the vocabulary; -1 pads
+    text: Tensor | None = None  # [B, L, D] token states of a text encoder, of which the first
+    tokens: Tensor | None = None  # [B] count; 0 asks for nothing
 
     def dropped(self, drop: Tensor) -> "Condition":
         """The condition with the samples marked in ``drop`` [B] bool made unconditional."""
         label = None if self.label is None else self.label.masked_fill(drop, -1)
         words = None if self.words is None else self.words.masked_fill(drop[:, None], -1)
-        return Condition(label, words)
+        tokens = None if self.tokens is None else self.tokens.masked_fill(drop, 0)
+        return Condition(label, words, self.text, tokens)
 
     def unconditional(self) -> "Condition":
         """The same batch, asking for nothing."""
-        return Condition(*(None if part is None else torch.full_like(part, -1) for part in self))
+        known = next((part for part in self if part is not None), None)
+        if known is None:
+            return self
+        return self.dropped(torch.ones(len(known), dtype=torch.bool, device=known.device))
 
     def rows(self, index: slice | Tensor) -> "Condition":
         """Some samples of the batch."""
@@ -100,8 +118,11 @@ class QuantizedDiffusionPredictor(nn.Module):
     With ``residual_dim`` R > 0 the quantized path adds residual.out(r), r = residual.into(h) of R numbers.
     soft: as quantized, with the mean embedding of a choice of codes in place of the nearest code's.
 
+    ``empty_text``, the token states of the empty caption, is filled in with the data's.
     `recompute` says what is kept for backward.
     """
+
+    empty_text: Tensor  # [empty_tokens, D]
 
     def __init__(self, config: PredictorConfig) -> None:
         super().__init__()
@@ -117,9 +138,13 @@ class QuantizedDiffusionPredictor(nn.Module):
         self.word_position = (
             nn.Parameter(0.02 * torch.randn(config.caption_length, width)) if config.vocabulary else None
         )
+        self.text_in = nn.Linear(config.text.width, width) if config.text else None
+        if config.text:
+            self.register_buffer("empty_text", torch.zeros(config.text.empty_tokens, config.text.width))
+        cross_attention = bool(config.vocabulary) or config.text is not None
         reaches: tuple[Reach, ...] = ("all",) if size.attention == "full" else ("frame", "position")
         self.blocks = nn.ModuleList(
-            TransformerBlock(width, size.heads, bool(config.vocabulary), reaches[index % len(reaches)])
+            TransformerBlock(width, size.heads, cross_attention, reaches[index % len(reaches)])
             for index in range(size.depth)
         )
         self.final_modulation = nn.Linear(width, 2 * width)
@@ -270,7 +295,22 @@ class QuantizedDiffusionPredictor(nn.Module):
             text = self.word_embedding(words + 1) + self.word_position[: words.shape[1]]
             mask = words >= 0
             mask[:, 0] = True  # an empty caption attends to one padding word
+        if self.text_in is not None:
+            states, mask = self._asked_text(condition, len(t))
+            text = self.text_in(F.rms_norm(states, states.shape[-1:]))  # encoders differ in scale
         return signal, text, mask
+
+    def _asked_text(self, condition: Condition, batch: int) -> tuple[Tensor, Tensor]:
+        """Token states [B, L, D] and mask [B, L], the empty caption's where nothing is asked for."""
+        empty: Tensor = self.empty_text
+        count = len(empty)
+        if condition.text is None or condition.tokens is None:
+            return empty.expand(batch, -1, -1), empty.new_ones(batch, count, dtype=torch.bool)
+        length, asks = condition.text.shape[1], condition.tokens > 0
+        padded = F.pad(empty, (0, 0, 0, length - count))
+        states = torch.where(asks[:, None, None], condition.text.to(empty.dtype), padded)
+        tokens = torch.where(asks, condition.tokens, count)
+        return states, torch.arange(length, device=tokens.device) < tokens[:, None]
 
 
 def timestep_embedding(t: Tensor) -> Tensor:

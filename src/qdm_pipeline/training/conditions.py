@@ -1,17 +1,35 @@
 """From the table beside the latents to what a predictor is conditioned on."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from qdm_pipeline.configuration import build, plain
 from qdm_pipeline.errors import InputError
-from qdm_pipeline.models.predictor import Condition, PredictorConfig
+from qdm_pipeline.models.predictor import Condition, PredictorConfig, TextConfig
 from qdm_pipeline.video.shards import ShardSet
 
-Kind = Literal["class", "caption", "none"]
+Kind = Literal["class", "caption", "text", "none"]
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """The conditions of many samples; token states, which may be large, are read a batch at a time."""
+
+    known: Condition  # what fits into memory: labels and words
+    read: Callable[[Tensor], tuple[Tensor, Tensor]] | None  # positions [B] -> text [B, L, D], tokens [B]
+
+    def rows(self, index: Tensor) -> Condition:
+        """Those of the samples at positions ``index`` (int64 [B])."""
+        known = self.known.rows(index)
+        if self.read is None:
+            return known
+        text, tokens = self.read(index)
+        return known._replace(text=text, tokens=tokens)
 
 
 def words_of(caption: str) -> list[str]:
@@ -22,9 +40,9 @@ def words_of(caption: str) -> list[str]:
 def conditioning(latents: ShardSet, kind: Kind) -> dict[str, Any]:
     """The entries of `PredictorConfig` that say what the model can be asked for.
 
-    Raises `InputError` if the clips have no labels or captions although the settings want them.
+    Raises `InputError` if the clips have no labels, captions or token states although the settings want them.
     """
-    none: dict[str, Any] = {"classes": (), "vocabulary": (), "caption_length": 0}
+    none: dict[str, Any] = {"classes": (), "vocabulary": (), "caption_length": 0, "text": None}
     if kind == "class":
         classes = latents.manifest.get("classes")
         if not classes:
@@ -42,6 +60,13 @@ def conditioning(latents: ShardSet, kind: Kind) -> dict[str, Any]:
         sentences = [words_of(caption) for caption in train]
         vocabulary = sorted({word for sentence in sentences for word in sentence})
         return {**none, "vocabulary": tuple(vocabulary), "caption_length": max(map(len, sentences))}
+    if kind == "text":
+        if latents.manifest.get("text") is None:
+            raise InputError(
+                "condition: found 'text', but the latents have no token states; set encode.text, or "
+                "condition to 'class', 'caption' or 'none'"
+            )
+        return {**none, "text": build(TextConfig, latents.manifest["text"])}
     return none
 
 
@@ -65,8 +90,11 @@ def from_captions(captions: Sequence[str], config: PredictorConfig) -> Tensor:
     return rows
 
 
-def of_clips(latents: ShardSet, rows: Tensor, config: PredictorConfig) -> Condition:
-    """The condition of every clip in ``rows``, in that order."""
+def of_clips(latents: ShardSet, rows: Tensor, config: PredictorConfig) -> Conditions:
+    """The condition of every clip in ``rows``, in that order.
+
+    `InputError` if the latents' token states are of another text encoder than the model's.
+    """
     label = words = None
     if config.classes:
         labels = latents.column("label")
@@ -74,4 +102,27 @@ def of_clips(latents: ShardSet, rows: Tensor, config: PredictorConfig) -> Condit
     if config.vocabulary:
         captions = latents.column("caption")
         words = from_captions([captions[row] for row in rows.tolist()], config)
-    return Condition(label, words)
+    known = Condition(label, words)
+    if config.text is None:
+        return Conditions(known, None)
+    if (found := latents.manifest.get("text")) != plain(config.text):
+        raise InputError(f"{latents.directory}: text: found {found}, the model has {plain(config.text)}")
+
+    def read(index: Tensor) -> tuple[Tensor, Tensor]:
+        return latents.gather("text", rows[index]), latents.gather("text_tokens", rows[index])
+
+    return Conditions(known, read)
+
+
+def of_samples(tensors: Mapping[str, Tensor]) -> Conditions:
+    """What samples were asked to show, from what is written beside them.
+
+    ``labels`` [N], -1 for none; ``words`` [N, L]; or ``asked`` [N], each sample's place in a table of token
+    states ``text`` [A, L, D] and their counts ``text_tokens`` [A].
+    """
+    labels = tensors["labels"] if bool((tensors["labels"] >= 0).any()) else None
+    known = Condition(labels, tensors.get("words"))
+    if "text" not in tensors:
+        return Conditions(known, None)
+    asked, text, tokens = (tensors[name] for name in ("asked", "text", "text_tokens"))
+    return Conditions(known, lambda index: (text[asked[index]], tokens[asked[index]]))

@@ -214,7 +214,7 @@ class DistillTask:
     def _real_statistics(self) -> Statistics:
         """Of real latents, those of the first clips."""
         latents = self.latents.gather("latent", self.rows[:GUARDED]).to(self.ranks.device)
-        label = self.condition.rows(slice(0, GUARDED)).to(self.ranks.device).label
+        label = self.condition.known.rows(slice(0, GUARDED)).to(self.ranks.device).label
         if self.ranks.is_main:
             self.sums.add(latents, label, None)
         return self.sums.take()

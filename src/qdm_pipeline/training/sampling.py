@@ -18,16 +18,18 @@ from qdm_pipeline.diffusion.schedule import Schedule
 from qdm_pipeline.errors import InputError
 from qdm_pipeline.files import digest_file
 from qdm_pipeline.models.precision import Precision, autocast
-from qdm_pipeline.models.predictor import Condition, PredictorConfig
+from qdm_pipeline.models.predictor import PredictorConfig
 from qdm_pipeline.randomness import generator
 from qdm_pipeline.ranks import Ranks
 from qdm_pipeline.run import Run
-from qdm_pipeline.training.conditions import from_captions
+from qdm_pipeline.training.conditions import from_captions, of_samples
 from qdm_pipeline.training.denoiser import GuidedDenoiser
 from qdm_pipeline.training.model_files import load_predictor
 from qdm_pipeline.training.teacher import ScheduleSettings
-from qdm_pipeline.video.autoencoder import CausalVideoAutoencoder, load_autoencoder, to_uint8
+from qdm_pipeline.video.autoencoder import load_autoencoder, to_uint8
+from qdm_pipeline.video.latents import VideoAutoencoder
 from qdm_pipeline.video.media import write_grid, write_mp4
+from qdm_pipeline.video.text_encoder import same_text_encoder
 
 
 @settings
@@ -140,27 +142,34 @@ def _own(settings: SamplingSettings, config: dict[str, Any], what: str, allowed:
     return getattr(settings, what) or config[what]
 
 
-def asked_condition(settings: SamplingSettings, config: PredictorConfig) -> Condition:
-    """The condition of all ``count`` samples; `InputError` for a class that the model does not know."""
-    if config.vocabulary:
+def asked_for(settings: SamplingSettings, config: PredictorConfig, device: torch.device) -> dict[str, Tensor]:
+    """What all ``count`` samples are asked to show, as `of_samples` takes it.
+
+    `InputError` for a class that the model does not know, or captions that it cannot read.
+    """
+    nothing = {"labels": torch.full((settings.count,), -1)}
+    if config.vocabulary or config.text is not None:
         if not settings.asked:
             raise InputError(f"{settings.name}: this model wants captions; list some under 'asked'")
-        captions = [settings.asked[index % len(settings.asked)] for index in range(settings.count)]
-        return Condition(words=from_captions(captions, config))
+        asked = torch.arange(settings.count) % len(settings.asked)
+        if config.text is None:
+            return nothing | {"words": from_captions(settings.asked, config)[asked]}
+        text, tokens = same_text_encoder(config.text, device)(settings.asked)
+        return nothing | {"asked": asked, "text": text, "text_tokens": tokens}
     if not config.classes:
         if settings.asked:
             raise InputError(
                 f"{settings.name}: asked for {list(settings.asked)}, but this model is unconditional"
             )
-        return Condition()
-    asked = settings.asked or config.classes
-    if unknown := sorted(set(asked) - set(config.classes)):
+        return nothing
+    names = settings.asked or config.classes
+    if unknown := sorted(set(names) - set(config.classes)):
         raise InputError(
             f"{settings.name}: unknown classes {unknown}; this model knows {list(config.classes)}"
         )
-    return Condition(
-        torch.tensor([config.classes.index(asked[i % len(asked)]) for i in range(settings.count)])
-    )
+    return {
+        "labels": torch.tensor([config.classes.index(names[i % len(names)]) for i in range(settings.count)])
+    }
 
 
 def sample(run: Run, ranks: Ranks) -> None:
@@ -173,7 +182,8 @@ def sample(run: Run, ranks: Ranks) -> None:
     schedule = Schedule(schedule_settings.name, schedule_settings.shift)
     times = sampling_times(settings, schedule, config)
     sampler, path = chosen_sampler(settings, config), chosen_path(settings, config)
-    condition = asked_condition(settings, model.config)
+    wanted = asked_for(settings, model.config, ranks.device)
+    condition = of_samples(wanted)
     batches = torch.arange(settings.count).split(settings.batch)
     mine = range(ranks.rank, len(batches), ranks.world)
     parts: dict[int, dict[str, Tensor]] = {}
@@ -194,9 +204,7 @@ def sample(run: Run, ranks: Ranks) -> None:
     total = float(ranks.sum(torch.tensor(seconds, dtype=torch.float64, device=ranks.device)))
     if ranks.is_main:
         tensors = {name: torch.cat([gathered[i][name] for i in range(len(batches))]) for name in gathered[0]}
-        labels = condition.label if condition.label is not None else torch.full((settings.count,), -1)
-        tensors |= {"labels": labels} | ({} if condition.words is None else {"words": condition.words})
-        _write(run.directory, settings, tensors, autoencoder)
+        _write(run.directory, settings, tensors | wanted, autoencoder)
         calls = 1 if settings.guidance == 1 else 2
         metadata = {
             "name": settings.name, "path": path, "guidance": settings.guidance, "steps": len(times),
@@ -212,7 +220,7 @@ def _write(
     directory: Path,
     settings: SamplingSettings,
     tensors: dict[str, Tensor],
-    autoencoder: CausalVideoAutoencoder,
+    autoencoder: VideoAutoencoder,
 ) -> None:
     save_file(tensors, directory / "samples.safetensors")
     device = next(autoencoder.parameters()).device

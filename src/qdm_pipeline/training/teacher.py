@@ -64,7 +64,7 @@ class TeacherSettings:
     model: PredictorSettings
     schedule: ScheduleSettings
     optimizer: OptimizerSettings
-    condition: Literal["class", "caption", "none"]
+    condition: conditions.Kind  # caption: words of its own; text: the token states of encode.text
     condition_dropout: float  # share of samples trained without their condition, for guidance
     quantization_weight: float
     commitment_weight: float
@@ -111,7 +111,10 @@ class TeacherTask:
         self.condition = conditions.of_clips(latents, self.rows, self.config)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            self.model = QuantizedDiffusionPredictor(self.config).to(ranks.device)
+            self.model = QuantizedDiffusionPredictor(self.config)
+        if self.config.text is not None:
+            self.model.empty_text.copy_(torch.tensor(latents.manifest["empty_text"]))
+        self.model.to(ranks.device)
         self.model.recompute(settings.recompute)
         schedule = settings.schedule
         self.schedule = Schedule(schedule.name, schedule.shift)

@@ -11,6 +11,7 @@ from qdm_pipeline.diffusion.schedule import Schedule
 from qdm_pipeline.distillation.settings import Renoising
 from qdm_pipeline.errors import InputError
 from qdm_pipeline.models.predictor import Condition
+from qdm_pipeline.training.conditions import of_samples
 
 
 class Trajectories:
@@ -37,8 +38,7 @@ class Trajectories:
         self.targets = sample[:, None].expand_as(self.inputs)
         if renoising == "kept":
             self.targets = self._targets(sample, schedule)
-        labels = tensors["labels"] if bool((tensors["labels"] >= 0).any()) else None
-        self.condition = Condition(labels, tensors.get("words"))
+        self.condition = of_samples(tensors)
 
     def _targets(self, sample: Tensor, schedule: Schedule) -> Tensor:
         after = [*self.inputs.unbind(1)[1:], sample]

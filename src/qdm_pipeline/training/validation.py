@@ -21,7 +21,8 @@ from qdm_pipeline.randomness import generator
 from qdm_pipeline.ranks import Ranks
 from qdm_pipeline.training.denoiser import GuidedDenoiser
 from qdm_pipeline.training.statistics import LatentSums
-from qdm_pipeline.video.autoencoder import CausalVideoAutoencoder, to_uint8
+from qdm_pipeline.video.autoencoder import to_uint8
+from qdm_pipeline.video.latents import VideoAutoencoder
 from qdm_pipeline.video.media import write_animation
 from qdm_pipeline.video.shards import ShardSet
 
@@ -63,7 +64,7 @@ class Validation:
         self,
         settings: ValidationSettings,
         clips: ShardSet,
-        autoencoder: CausalVideoAutoencoder,
+        autoencoder: VideoAutoencoder,
         classifier: VideoClassifier,
         seed: int,
         ranks: Ranks,

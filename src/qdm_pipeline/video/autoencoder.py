@@ -1,7 +1,6 @@
 """A small causal video autoencoder: linear, started as the PCA of space-time patches, plus a residual."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from einops import rearrange
@@ -162,8 +161,8 @@ class CausalVideoAutoencoder(VideoAutoencoder):
         write_json(directory / "config.json", plain(self.config))
 
 
-def load_autoencoder(path: Path) -> Any:
-    """The `VideoAutoencoder` in directory ``path``, in eval mode; `InputError` if it is not there.
+def load_autoencoder(path: Path) -> VideoAutoencoder:
+    """The autoencoder in directory ``path``, in eval mode; `InputError` if it is not there.
 
     One of ours, or one that diffusers saved.
     """

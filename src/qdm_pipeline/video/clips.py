@@ -34,6 +34,7 @@ class ClipSettings:
     fps: float
     clips_per_video: Literal["first", "centre", "uniform", "all"]
     uniform_clips: int  # of a video, with clips_per_video: uniform
+    shot_cut: float | None  # least change, of 255, that is a cut, which no clip may contain; see `cuts.shots`
     most_seconds: float  # until a video's next clip
     most_memory: int  # MiB that a decoder may take
     most_skipped: float  # share of the videos
@@ -51,6 +52,10 @@ class ClipSettings:
         )
         for name in ("uniform_clips", "most_memory", "shard_size"):
             require(getattr(self, name) >= 1, f"clips: {name} must be at least 1")
+        require(
+            self.shot_cut is None or 0 < self.shot_cut <= 255,
+            f"clips: shot_cut: found {self.shot_cut}, must be null or lie in (0, 255]",
+        )
         require(self.most_seconds > 0, f"clips: most_seconds must be positive, found {self.most_seconds}")
         require(0 <= self.most_skipped < 1, "clips: most_skipped must lie in [0, 1)")
         held_out = self.validation_fraction + self.test_fraction
@@ -61,7 +66,7 @@ class ClipSettings:
     @property
     def plan(self) -> Plan:
         """What a decoder has to know."""
-        return Plan(self.frames, self.size, self.fps, self.clips_per_video, self.uniform_clips)
+        return Plan(self.frames, self.size, self.fps, self.clips_per_video, self.uniform_clips, self.shot_cut)
 
 
 def make_clips(settings: ClipSettings, folder: Path, run: Run, decoders: int = 1) -> Handle:

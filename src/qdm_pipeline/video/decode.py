@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -16,6 +16,7 @@ from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
+from qdm_pipeline.video.cuts import shots
 from qdm_pipeline.video.picture import BadVideo, Picture, square
 
 # What may be behind a name: containers that hold their own data. Playlists and scripts, which make FFmpeg
@@ -30,6 +31,8 @@ class Plan:
 
     ``choice``: the ``first`` clip, the one in the ``centre``, ``all`` one after the other without overlap, or
     ``uniform``: ``count`` of them (fewer if the file is short) from the first to the last, evenly spaced.
+    ``cut``: the least change that is a cut between shots, see `cuts.shots`, which no clip then contains: one
+    that would begins behind the cut instead, if it fits before the next place. None: cuts are not looked for.
     """
 
     frames: int
@@ -37,6 +40,7 @@ class Plan:
     fps: float
     choice: str
     count: int
+    cut: float | None
 
 
 class Clip(NamedTuple):
@@ -51,19 +55,45 @@ def decode_clips(path: Path, plan: Plan) -> Iterator[Clip]:
 
     `BadVideo`, after the clips before the damage, if the file is no video, damaged, truncated or too short.
     """
+    longest, found = 0, False
     with _opened(path) as source:
-        for first, most in _spans(source, plan):
-            pictures = source.pictures(plan.size, plan.fps, first)
-            for number in range(most):
-                part = list(islice(pictures, plan.frames))
-                if len(part) == plan.frames:
-                    yield Clip((first + number * plan.frames) / plan.fps, np.stack(part))
+        for first, most, end in _spans(source, plan):
+            taken = 0
+            for begin, part in _parts(islice(source.pictures(plan.size, plan.fps, first), end), plan):
+                if len(part) < plan.frames:
+                    longest = max(longest, len(part))
                     continue
-                if number == 0:
-                    rate = f"{len(part)} frames at {plan.fps:g} per second"
-                    raise BadVideo(f"too short: {rate}, a clip has {plan.frames}")
-                break
+                yield Clip((first + begin) / plan.fps, np.stack(part))
+                taken, found = taken + 1, True
+                if taken == most:
+                    break
+            if not taken and plan.cut is None:
+                raise _too_short(longest, plan)
+        if not found:
+            raise _too_short(longest, plan)
         source.require_whole()
+
+
+def _parts(pictures: Iterator[Picture], plan: Plan) -> Iterator[tuple[int, list[Picture]]]:
+    """Clips with where they begin and, where a shot or the pictures end, what is left, which is shorter."""
+    uncut = ((False, picture) for picture in pictures)
+    marked = uncut if plan.cut is None else shots(pictures, plan.cut)
+    part: list[Picture] = []
+    place = 0
+    for place, (begins, picture) in enumerate(marked, 1):
+        if begins and part:
+            yield place - 1 - len(part), part
+            part = []
+        part.append(picture)
+        if len(part) == plan.frames:
+            yield place - plan.frames, part
+            part = []
+    yield place - len(part), part
+
+
+def _too_short(longest: int, plan: Plan) -> BadVideo:
+    shot = "" if plan.cut is None else "its longest shot has "
+    return BadVideo(f"too short: {shot}{longest} frames at {plan.fps:g} per second, a clip has {plan.frames}")
 
 
 def decode_pictures(path: Path, size: int, fps: float) -> Iterator[Picture]:
@@ -73,17 +103,22 @@ def decode_pictures(path: Path, size: int, fps: float) -> Iterator[Picture]:
         source.require_whole()
 
 
-def _spans(source: "_Source", plan: Plan) -> list[tuple[int, int]]:
-    """Where to begin, in pictures at the plan's rate, and how many clips to take from there at most."""
+def _spans(source: "_Source", plan: Plan) -> list[tuple[int, int, int | None]]:
+    """Where to begin, in pictures at the plan's rate, how many clips to take, and from how many pictures.
+
+    Both at most; None: the rest of the file.
+    """
     if plan.choice == "first":
-        return [(0, 1)]
+        return [(0, 1, None)]
     if plan.choice == "all":
-        return [(0, 1 << 62)]
+        return [(0, 1 << 62, None)]
     room = source.pictures_at(plan.fps) - plan.frames
     count = 1 if plan.choice == "centre" else min(plan.count, room // plan.frames + 1)
     if room < 0 or count == 1:
-        return [(max(0, room // 2), 1)]
-    return [(number * room // (count - 1), 1) for number in range(count)]
+        return [(max(0, room // 2), 1, None)]
+    places = [number * room // (count - 1) for number in range(count)]
+    ends: list[int | None] = [after - place for place, after in pairwise(places)]
+    return [(place, 1, end) for place, end in zip(places, [*ends, None], strict=True)]
 
 
 @contextmanager

@@ -53,6 +53,25 @@ class VideoAutoencoder(nn.Module):
         shape = (batch, 3, (frames - 1) * self.time + 1, height * self.space, width * self.space)
         return in_tiles(self.decode, latents, shape, tile, 1, self.space)
 
+    def encode_padded(self, video: Tensor, tile: int | None = None) -> Tensor:
+        """`encode_tiled` of a video of any length, its last frame repeated until their number fits."""
+        missing = self._missing(video.shape[2])
+        last = video[:, :, -1:].expand(-1, -1, missing, -1, -1)
+        return self.encode_tiled(torch.cat([video, last], dim=2), tile)
+
+    def decode_trimmed(self, latents: Tensor, frames: int, tile: int | None = None) -> Tensor:
+        """`decode_tiled` of what `encode_padded` made of ``frames`` frames, without those it added.
+
+        `InputError` if the latents are not those of so many frames.
+        """
+        due, found = frames + self._missing(frames), (latents.shape[2] - 1) * self.time + 1
+        if frames < 1 or due != found:
+            raise InputError(f"autoencoder: latents of {found} frames, {frames} were padded to {due}")
+        return self.decode_tiled(latents, tile)[:, :, :frames]
+
+    def _missing(self, frames: int) -> int:
+        return -(frames - 1) % self.step if frames else 0
+
 
 def in_tiles(
     function: Callable[[Tensor], Tensor],

@@ -74,14 +74,14 @@ class ShardSet:
             [i for i, value in enumerate(self.column("split")) if value == split], dtype=torch.long
         )
 
-    def gather(self, field: str, rows: Tensor, out: Tensor | None = None) -> Tensor:
+    def gather(self, field: str, rows: Tensor) -> Tensor:
         """``field`` of the samples at ``rows`` (int64 [n], any order): a copy, [n, ...], in its own dtype."""
         form = self.manifest["fields"][field]
         dtype, shape = DTYPES[form["dtype"]], torch.Size([len(rows), *form["shape"]])
-        if out is None and not len(rows):
+        if not len(rows):
             return torch.empty(shape, dtype=dtype)
-        if out is None:  # NumPy asks for huge pages: a batch of megabytes is there four times as fast
-            out = torch.from_numpy(np.empty(shape.numel() * dtype.itemsize, np.uint8)).view(dtype).view(shape)
+        # NumPy asks for huge pages: a batch of megabytes is there four times as fast
+        out = torch.from_numpy(np.empty(shape.numel() * dtype.itemsize, np.uint8)).view(dtype).view(shape)
         parts, begins = self._bytes[field], self._begins
         target = as_bytes(out)
         shard_of = torch.searchsorted(self._ends, rows, right=True).tolist()

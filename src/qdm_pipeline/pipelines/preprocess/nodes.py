@@ -20,6 +20,7 @@ from qdm_pipeline.video.encode import EncodeSettings
 from qdm_pipeline.video.folder import videos_handle
 from qdm_pipeline.video.media import write_grid
 from qdm_pipeline.video.shards import ShardSet
+from qdm_pipeline.video.text_encoder import text_encoder_handle
 
 SHOWN = 8  # clips in the preview
 
@@ -55,8 +56,10 @@ def encode_clips(
     world_size: WorldSize,
     launch: LaunchSettings,
 ) -> Handle:
-    """Encode every clip once, into shards of latents."""
+    """Encode every clip once, into shards of latents, and, if the settings want it, its caption."""
     inputs = {"clips": clips, "autoencoder": autoencoder}
+    if settings.text is not None:
+        inputs["text_encoder"] = text_encoder_handle(settings.text.encoder)
     return run_job(Run.create("latents", settings, inputs, runs), world_size, launch)
 
 
