@@ -13,7 +13,7 @@ DIMMED, GREY = 0.35, 88.0  # what is left of a picture where another code stands
 
 
 def clips_of_codes(codes: Tensor, usage: Tensor, videos: Reader) -> dict[str, Tensor]:
-    """Clips, cropped, that use a code most: uint8 [1, n, 3, T, h, w] by ``used/GROUP-CODE``, ``rare/GROUP-CODE``.
+    """Clips, cropped, that use a code most: uint8 [1, n, 3, T, h, w] by ``used/GROUP-CODE`` or ``rare/...``.
 
     ``codes`` [N, G, T', H', W'] of the clips that ``videos`` reads, ``usage`` [G, K] of these codes.
     """
@@ -39,7 +39,9 @@ def _clips_using(codes: Tensor, size: int) -> Tensor:
 def _clips_of(used: Tensor, videos: Reader) -> Tensor:
     """The clips with the most places in ``used`` [N, T', H', W'], lit up there: uint8 [n, 3, T, h, w]."""
     most = used.flatten(1).sum(1).argsort(descending=True, stable=True)[:SHOWN]
-    return torch.stack([_crop(spotlight(*pair), pair[1]) for pair in zip(videos(most), used[most], strict=True)])
+    return torch.stack(
+        [_crop(spotlight(*pair), pair[1]) for pair in zip(videos(most), used[most], strict=True)]
+    )
 
 
 def spotlight(video: Tensor, used: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ class Damage:
         self.typical = (codebook - mean[:, None]).square().sum(-1).argmin(1)
 
     def __call__(self, codes: Tensor, kind: str, share: float, draw: torch.Generator) -> Tensor:
-        """Codes [G, T, H, W] of one clip, ``share`` of them changed; a larger share changes the same and more.
+        """Codes [G, T, H, W] of one clip, ``share`` of them changed; a larger one changes the same and more.
 
         ``nearest code``: the other code of the group that is nearest to theirs; ``random code``: any;
         ``groups lost``: a share of the groups says nothing, so each stays at the code nearest to its mean.
@@ -82,7 +82,8 @@ def code_dropout(
     """
     codebook = data.model.quantizer.codebook
     damage = Damage(codebook, usage_histogram(codes, codebook.shape[1]))
-    gaussian, found = reference.gaussians[0], []
+    gaussian = reference.gaussians[0]
+    found: list[dict[str, Any]] = []
     for kind in DAMAGES:
         for share in (0.0, *SHARES):
             if share == 0 and found:  # the same for every kind

@@ -118,9 +118,13 @@ def code_dropout_figure(losses: Sequence[Mapping[str, Any]]) -> Figure:
     """Fréchet distance and PSNR of clips over the share of their codes that was changed, a line a kind."""
     figure, axes = _grid(2, 2, width=5.5, height=2.6)
     for column, title, axis in zip(("frechet", "psnr"), ("Fréchet distance", "PSNR (dB)"), axes, strict=True):
-        for kind, color in zip(dict.fromkeys(one["kind"] for one in losses), (MAIN, SECOND, INK), strict=False):
+        for kind, color in zip(
+            dict.fromkeys(one["kind"] for one in losses), (MAIN, SECOND, INK), strict=False
+        ):
             points = [(100 * one["share"], max(one[column], 1e-9)) for one in losses if one["kind"] == kind]
-            axis.plot(*zip(*points, strict=True), "o-", color=color, linewidth=1.4, markersize=3.5, label=kind)
+            axis.plot(
+                *zip(*points, strict=True), "o-", color=color, linewidth=1.4, markersize=3.5, label=kind
+            )
         axis.set_title(title, loc="left", fontsize=9, color=INK)
         axis.set_xlabel("codes changed (%)", fontsize=8, color=MUTED)
     axes[0].set_yscale("log")
