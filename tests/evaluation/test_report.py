@@ -8,7 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from qdm_pipeline.evaluation.figures import codebook_figure, curves_figure
+from qdm_pipeline.evaluation.figures import (
+    code_dropout_figure,
+    codebook_figure,
+    corruption_figure,
+    curves_figure,
+)
 from qdm_pipeline.evaluation.report import animation, summary, write_report
 from qdm_pipeline.evaluation.rows import COLUMNS
 
@@ -184,3 +189,14 @@ def test_curves_show_every_metric_ever_logged() -> None:
 def test_codebook_use_is_relative_to_uniform() -> None:
     figure = codebook_figure({"student": torch.tensor([[0, 4, 8, 4]])})
     assert figure.axes[0].lines[0].get_ydata().tolist() == [2, 1, 1, 0]
+
+
+def test_losses_have_a_line_a_kind() -> None:
+    distance, psnr = code_dropout_figure(make_metrics()["code_dropout"]).axes
+    assert [line.get_label() for line in psnr.lines] == ["nearest code", "groups lost"]
+    assert distance.lines[1].get_xydata().tolist() == [[0, 9], [50, 54], [100, 99]]
+
+
+def test_nothing_measured_is_an_empty_figure() -> None:
+    for figure in (code_dropout_figure([]), corruption_figure([]), curves_figure([])):
+        figure.savefig(io.BytesIO())

@@ -108,7 +108,7 @@ def corruption_figure(corruptions: Sequence[Mapping[str, Any]]) -> Figure:
     axis.axvline(1, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
     axis.set_yticks(range(len(ordered)), [one["name"] for one in ordered], fontsize=9, color=INK)
     axis.set_xscale("log")
-    axis.set_xlim(0.5, 3 * max(one["ratio"] for one in ordered))
+    axis.set_xlim(0.5, 3 * max((one["ratio"] for one in ordered), default=1))
     axis.grid(False, axis="y")
     axis.set_xlabel("distance over that of clean clips", fontsize=8.5, color=MUTED)
     return figure
@@ -129,7 +129,8 @@ def code_dropout_figure(losses: Sequence[Mapping[str, Any]]) -> Figure:
         axis.set_xlabel("codes changed (%)", fontsize=8, color=MUTED)
     axes[0].set_yscale("log")
     axes[1].set_ylim(bottom=0)
-    axes[1].legend(frameon=False, fontsize=8.5, labelcolor=INK)
+    if losses:
+        axes[1].legend(frameon=False, fontsize=8.5, labelcolor=INK)
     return figure
 
 
