@@ -75,8 +75,9 @@ def distance_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
             alpha=0.45,
         )
         axis.plot(row["frechet"], place, "o", color=color, markersize=6)
+        digits = ".3g" if row["frechet"] < 1000 else ",.0f"
         axis.annotate(
-            f"{row['frechet']:{'.3g' if row['frechet'] < 1000 else ',.0f'}}", (row["frechet_high"], place), (7, 0),
+            f"{row['frechet']:{digits}}", (row["frechet_high"], place), (7, 0),
             textcoords="offset points", va="center", fontsize=8.5, color=INK,
         )  # fmt: skip
         if row["name"] == "real":
