@@ -78,7 +78,7 @@ def test_mlflow_has_the_whole_record(project: Path) -> None:
     folders = {
         file.path for file in MlflowClient(f"sqlite:///{project}/mlflow.db").list_artifacts(run.info.run_id)
     }
-    assert folders == {"curves", "figures", "report", "samples", "student"}
+    assert folders == {"curves", "figures", "images", "report", "samples", "student"}
 
 
 def test_the_same_command_again_does_nothing_twice(project: Path, caplog: pytest.LogCaptureFixture) -> None:
