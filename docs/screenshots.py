@@ -1,7 +1,7 @@
 """Pictures of Kedro-Viz, MLflow and the report as a user sees them, into a folder.
 
-Run from a project that has results: ``python docs/screenshots.py docs/images``. Needs ``pip install playwright``
-and Chromium on the PATH.
+Run where there are results: ``python docs/screenshots.py docs/images``. Needs ``pip install playwright`` and
+Chromium on the PATH.
 """
 
 import argparse

@@ -60,7 +60,7 @@ def test_the_metrics_have_a_row_for_all_that_is_compared(project: Path) -> None:
 def test_there_is_something_to_look_at(project: Path) -> None:
     report = project / "data/08_reporting/report.html"
     assert "student" in report.read_text()
-    for name in ("reconstructions.webp", "student_samples.webp", "teacher_curves.png"):
+    for name in ("reconstructions.webp", "student_samples.webp", "teacher_curves.png", "codebook_use.png"):
         assert (project / "data/08_reporting" / name).stat().st_size > 1000
     handle = json.loads((project / "data/07_model_output/student_samples.json").read_text())
     samples = project / "data/07_model_output" / handle["path"]
@@ -78,7 +78,7 @@ def test_mlflow_has_the_whole_record(project: Path) -> None:
     folders = {
         file.path for file in MlflowClient(f"sqlite:///{project}/mlflow.db").list_artifacts(run.info.run_id)
     }
-    assert folders == {"curves", "report", "samples", "student"}
+    assert folders == {"curves", "figures", "images", "report", "samples", "student"}
 
 
 def test_the_same_command_again_does_nothing_twice(project: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -17,6 +17,7 @@ from qdm_pipeline.video.shards import ShardSet, write_shards
 SETTINGS = ClassifierSettings(
     width=8,
     features=16,
+    differences=True,
     steps=50,
     batch=16,
     micro_batch=16,
@@ -62,7 +63,7 @@ def test_learns_two_classes_and_loads_the_same(tmp_path: Path) -> None:
         metrics = task.train_step(step)
     assert set(metrics) >= {"loss", "class_loss", "class_accuracy", "transform_loss", "learning_rate"}
     metadata = task.export(tmp_path)
-    assert metadata["features"] == "classifier-2plus1d-16d"
+    assert metadata["features"] == "classifier-2plus1d-diff-16d"
     assert metadata["accuracy"]["validation"] >= 0.9
     assert metadata["accuracy"]["test"] >= 0.9
     loaded = load_classifier(tmp_path)
@@ -77,7 +78,7 @@ def test_clips_without_labels_train_by_their_transforms(tmp_path: Path) -> None:
     task = ClassifierTask(SETTINGS, make_clips(tmp_path / "clips", labelled=False), Ranks())
     assert "class_loss" not in task.train_step(0)
     metadata = task.export(tmp_path)
-    assert metadata["features"] == "selfsup-2plus1d-16d"
+    assert metadata["features"] == "selfsup-2plus1d-diff-16d"
     assert metadata["accuracy"] == {"validation": None, "test": None}
     assert load_classifier(tmp_path)(torch.zeros(2, 3, 3, 16, 16))[1].shape == (2, 0)
 
@@ -97,7 +98,7 @@ def test_a_resume_continues_bit_for_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shape", [(1, 16, 16), (2, 24, 40), (9, 32, 32), (17, 16, 64)])
 def test_takes_clips_of_any_size_each_for_itself(shape: tuple[int, int, int]) -> None:
     torch.manual_seed(0)
-    model = VideoClassifier(ClassifierConfig(width=8, features=6, classes=("a", "b", "c")))
+    model = VideoClassifier(ClassifierConfig(width=8, features=6, differences=True, classes=("a", "b", "c")))
     video = torch.rand(3, 3, *shape) * 2 - 1
     model.fit_scales(video)
     features, logits = model(video)
@@ -130,3 +131,17 @@ def test_settings_survive_the_way_to_the_worker_and_say_what_is_wrong() -> None:
 def test_a_missing_classifier_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"config.json: no such file"):
         load_classifier(tmp_path)
+
+
+def test_differences_of_frames_are_an_input_where_they_are_asked_for() -> None:
+    """A step from one frame to the next, and no step."""
+    first, body = (
+        VideoClassifier(ClassifierConfig(width=4, features=2, differences=asked, classes=())).body
+        for asked in (False, True)
+    )
+    assert first[0].in_channels == 3
+    video = torch.arange(6.0).square().view(1, 1, 6, 1, 1).expand(1, 3, 6, 16, 16)
+    seen = body[0](video)
+    assert torch.equal(seen[:, :3], video)
+    assert seen[0, 3:, :, 0, 0].tolist() == [[0, 1, 3, 5, 7, 9]] * 3
+    assert body[0](video[:, :, :1])[0, 3:].abs().sum() == 0

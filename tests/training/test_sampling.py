@@ -65,6 +65,13 @@ def test_token_ids_alone_give_the_latents_bit_for_bit(sample):
     assert handle.metadata["nfe"] == 2 and tensors["labels"].tolist() == [0, 1] * 5
 
 
+def test_memory_is_that_of_a_step_whatever_the_number_of_steps(sample):
+    few, more = (sample(sampler="ddim", steps=steps, path="continuous")[0].metadata for steps in (1, 3))
+    guided = sample(sampler="ddim", steps=1, path="continuous", guidance=2.0)[0].metadata
+    assert few["mebibytes_per_clip"] == more["mebibytes_per_clip"] > 2 * 3 * 2 * 2 * 4 / 2**20  # x_t and x0
+    assert guided["mebibytes_per_clip"] > few["mebibytes_per_clip"]  # the first call's features wait
+
+
 def test_files_to_look_at_are_written(sample):
     handle, _ = sample()
     assert sorted(path.name for path in (handle.path / "videos").iterdir()) == [

@@ -28,7 +28,9 @@ def make_validation(tmp_path):
             decoder_blocks=0,
         )
     )  # fmt: skip
-    classifier = VideoClassifier(ClassifierConfig(width=4, features=3, classes=("even", "odd"))).eval()
+    classifier = VideoClassifier(
+        ClassifierConfig(width=4, features=3, differences=True, classes=("even", "odd"))
+    ).eval()
 
     def make(held_out=20, **changes):
         samples = [

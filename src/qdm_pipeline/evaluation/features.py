@@ -23,11 +23,23 @@ class ClassifierConfig:
 
     width: int  # channels of the first layer; later ones have two and four times as many
     features: int
+    differences: bool  # from the frame before are an input beside each frame
     classes: tuple[str, ...]  # empty: the clips have no labels, and there are no class logits
 
     def __post_init__(self) -> None:
         require(self.width >= 1, f"classifier width: found {self.width}, must be at least 1")
         require(self.features >= 2, f"classifier features: found {self.features}, must be at least 2")
+
+
+class _Differences(nn.Module):
+    """Video [B, 3, T, H, W] and its differences from the frame before, 0 for the first: [B, 6, T, H, W].
+
+    A step of a pixel is lost on features that are formed a frame at a time at half the size; here it is an
+    input.
+    """
+
+    def forward(self, video: Tensor) -> Tensor:
+        return torch.cat([video, F.pad(video.diff(dim=2), (0, 0, 0, 0, 1, 0))], 1)
 
 
 class _Affine(nn.Module):
@@ -77,7 +89,7 @@ class VideoClassifier(nn.Module):
         self.config = config
         width = config.width
         self.body = nn.Sequential(
-            *_space(3, width, 2),
+            *([_Differences(), *_space(6, width, 2)] if config.differences else _space(3, width, 2)),
             *_space(width, 2 * width, 2),
             *_time(2 * width),
             *_space(2 * width, 4 * width, 2),
@@ -118,7 +130,7 @@ class VideoClassifier(nn.Module):
     def name(self) -> str:
         """What the features are, for the names of metrics."""
         learned = "classifier" if self.config.classes else "selfsup"
-        return f"{learned}-2plus1d-{self.config.features}d"
+        return f"{learned}-2plus1d{'-diff' if self.config.differences else ''}-{self.config.features}d"
 
     def digest(self) -> str:
         """SHA-256 of the weights."""

@@ -75,9 +75,9 @@ def distance_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
             alpha=0.45,
         )
         axis.plot(row["frechet"], place, "o", color=color, markersize=6)
-        digits = 3 if row["frechet"] < 1000 else 4
+        digits = ".3g" if row["frechet"] < 1000 else ",.0f"
         axis.annotate(
-            f"{row['frechet']:.{digits}g}", (row["frechet_high"], place), (7, 0),
+            f"{row['frechet']:{digits}}", (row["frechet_high"], place), (7, 0),
             textcoords="offset points", va="center", fontsize=8.5, color=INK,
         )  # fmt: skip
         if row["name"] == "real":
@@ -108,9 +108,29 @@ def corruption_figure(corruptions: Sequence[Mapping[str, Any]]) -> Figure:
     axis.axvline(1, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
     axis.set_yticks(range(len(ordered)), [one["name"] for one in ordered], fontsize=9, color=INK)
     axis.set_xscale("log")
-    axis.set_xlim(0.5, 3 * max(one["ratio"] for one in ordered))
+    axis.set_xlim(0.5, 3 * max((one["ratio"] for one in ordered), default=1))
     axis.grid(False, axis="y")
     axis.set_xlabel("distance over that of clean clips", fontsize=8.5, color=MUTED)
+    return figure
+
+
+def code_dropout_figure(losses: Sequence[Mapping[str, Any]]) -> Figure:
+    """Fréchet distance and PSNR of clips over the share of their codes that was changed, a line a kind."""
+    figure, axes = _grid(2, 2, width=5.5, height=2.6)
+    for column, title, axis in zip(("frechet", "psnr"), ("Fréchet distance", "PSNR (dB)"), axes, strict=True):
+        for kind, color in zip(
+            dict.fromkeys(one["kind"] for one in losses), (MAIN, SECOND, INK), strict=False
+        ):
+            points = [(100 * one["share"], max(one[column], 1e-9)) for one in losses if one["kind"] == kind]
+            axis.plot(
+                *zip(*points, strict=True), "o-", color=color, linewidth=1.4, markersize=3.5, label=kind
+            )
+        axis.set_title(title, loc="left", fontsize=9, color=INK)
+        axis.set_xlabel("codes changed (%)", fontsize=8, color=MUTED)
+    axes[0].set_yscale("log")
+    axes[1].set_ylim(bottom=0)
+    if losses:
+        axes[1].legend(frameon=False, fontsize=8.5, labelcolor=INK)
     return figure
 
 

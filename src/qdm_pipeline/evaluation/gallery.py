@@ -7,14 +7,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from qdm_pipeline.evaluation.code_clips import clips_of_codes, enlarged
+from qdm_pipeline.evaluation.code_dropout import tokens_of
 from qdm_pipeline.evaluation.data import Data, EvaluationSettings, labels_of, subset
 from qdm_pipeline.evaluation.neighbours import nearest
 from qdm_pipeline.evaluation.readers import clip_reader, latent_reader, reconstruction_reader
 from qdm_pipeline.evaluation.real import bank, make_observer
 from qdm_pipeline.evaluation.sample_set import SampleSet
+from qdm_pipeline.models.codebook_use import usage_histogram
 from qdm_pipeline.ranks import Ranks
 
-MAPPED = 2  # samples whose codes are shown
+MAPPED = 2  # clips whose codes are shown
 
 
 def gallery(settings: EvaluationSettings, sample_sets: Sequence[Path], data: Data) -> dict[str, Tensor]:
@@ -22,9 +25,10 @@ def gallery(settings: EvaluationSettings, sample_sets: Sequence[Path], data: Dat
 
     ``videos/NAME``: uint8 [lines, columns, 3, T, H, W] for "real" (test clips), "reconstruction" (of the
     same clips) and every sample set; ``classes``: int64 [columns], the class of each column, -1 without
-    classes. For every sample set ``usage/NAME``: int64 [G, K], how often each code was used; ``codes/NAME``:
-    uint8 [2, 1 + G, 3, T, H, W], two samples, each with its codes as colours; ``nearest/NAME``: uint8
-    [2, columns, 3, T, H, W], of the samples shown those that lie closest to a train clip, and that clip.
+    classes. For every sample set and "real" ``usage/NAME``: int64 [G, K], how often each code was used;
+    ``codes/NAME``: uint8 [2, 1 + G, 3, T, H, W], two clips, each with its codes as colours. For every sample
+    set ``nearest/NAME``: uint8 [2, columns, 3, T, H, W], of the samples shown those that lie closest to a
+    train clip, and that clip. ``used/GROUP-CODE`` and ``rare/GROUP-CODE``: see `clips_of_codes`.
     """
     count = len(data.classifier.config.classes)
     classes = torch.arange(settings.columns) % count if count else torch.full((settings.columns,), -1)
@@ -39,6 +43,10 @@ def gallery(settings: EvaluationSettings, sample_sets: Sequence[Path], data: Dat
     shown = {"classes": classes}
     shown["videos/real"] = originals(places).unflatten(0, grid)
     shown["videos/reconstruction"] = reconstructions(places).unflatten(0, grid)
+    codes = tokens_of(data, test, settings.batch)
+    shown["usage/real"] = usage_histogram(codes, data.model.quantizer.codebook.shape[1])
+    shown["codes/real"] = _maps(originals(places[:MAPPED]), codes[places[:MAPPED]])
+    shown |= clips_of_codes(codes, shown["usage/real"], originals)
     for samples in map(SampleSet, sample_sets):
         chosen = places_by_class(samples.labels, wanted)
         videos = latent_reader(samples.latents, data.autoencoder)(chosen)
@@ -47,26 +55,22 @@ def gallery(settings: EvaluationSettings, sample_sets: Sequence[Path], data: Dat
         copied = data.clips.gather("video", data.clips.rows("train")[where[closest]])
         shown[f"videos/{samples.name}"] = videos.unflatten(0, grid)
         shown[f"nearest/{samples.name}"] = torch.stack([videos[closest], copied])
-        shown[f"codes/{samples.name}"] = torch.stack(
-            [code_maps(videos[i], samples.codes[chosen[i]]) for i in range(min(MAPPED, len(videos)))]
-        )
+        shown[f"codes/{samples.name}"] = _maps(videos[:MAPPED], samples.codes[chosen[:MAPPED]])
         shown[f"usage/{samples.name}"] = samples.usage
     return shown
+
+
+def _maps(videos: Tensor, codes: Tensor) -> Tensor:
+    return torch.stack([code_maps(*pair) for pair in zip(videos, codes, strict=True)])
 
 
 def code_maps(video: Tensor, codes: Tensor) -> Tensor:
     """``video`` uint8 [3, T, H, W] and, as large, each group of ``codes`` [G, T', H', W'] as colours.
 
-    Returns uint8 [1 + G, 3, T, H, W]. A code has one colour wherever it stands; frames of a latent frame
-    are shown as the causal autoencoder makes them: one for the first, as many for each other.
+    Returns uint8 [1 + G, 3, T, H, W]. A code has one colour wherever it stands.
     """
-    _, frames, height, width = video.shape
-    _, times, rows, columns = codes.shape
-    patch = (frames - 1) // max(1, times - 1) or 1
-    time = (torch.arange(frames) + patch - 1) // patch
-    large = codes[:, time.clamp(max=times - 1)]
-    large = large[:, :, torch.arange(height) * rows // height][..., torch.arange(width) * columns // width]
-    maps = palette(int(codes.max()) + 1)[large.long()].permute(0, 4, 1, 2, 3)
+    large = enlarged(codes.long(), *video.shape[1:])
+    maps = palette(int(codes.max()) + 1)[large].permute(0, 4, 1, 2, 3)
     return torch.cat([video[None], maps])
 
 

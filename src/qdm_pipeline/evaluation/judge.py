@@ -1,5 +1,6 @@
 """The classifier at work on videos, batch by batch, on all ranks."""
 
+import math
 from dataclasses import dataclass
 from functools import reduce
 
@@ -80,3 +81,8 @@ def mean_squared_error(videos: Reader, originals: Reader, count: int, batch: int
         error, pixels = error + float(difference.square().sum()), pixels + difference.numel()
     parts = ranks.gather((error, pixels))
     return sum(part[0] for part in parts) / sum(part[1] for part in parts)
+
+
+def psnr(error: float) -> float:
+    """Peak signal-to-noise ratio in dB of a mean squared error of intensities in [0, 1]; at most 120."""
+    return -10 * math.log10(max(error, 1e-12))

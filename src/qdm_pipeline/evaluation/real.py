@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from qdm_pipeline.evaluation.code_dropout import code_dropout, tokens_of
 from qdm_pipeline.evaluation.corruptions import CORRUPTIONS, corrupted_reader
 from qdm_pipeline.evaluation.data import Data, EvaluationSettings, labels_of, subset
 from qdm_pipeline.evaluation.extractors import load_extractor
@@ -24,7 +25,7 @@ class RealClips:
     """
 
     def __init__(self, settings: EvaluationSettings, data: Data, observer: Observer) -> None:
-        self.settings, self.clips, self.observer = settings, data.clips, observer
+        self.settings, self.data, self.clips, self.observer = settings, data, data.clips, observer
         self.train, self.test = (subset(data.clips, split, settings) for split in ("train", "test"))
         self.labels = labels_of(data.clips)
         self.originals = clip_reader(data.clips, self.test)
@@ -56,6 +57,14 @@ class RealClips:
             ratio = apart / max(floor, 1e-12)
             found.append({"name": name, "frechet": apart, "ratio": ratio, "seen": ratio >= BLIND})
         return found
+
+    def code_dropout(self) -> list[dict[str, Any]]:
+        """What test clips lose with their codes; see `code_dropout.code_dropout`."""
+        count = min(self.settings.corrupted, len(self.test))
+        if count < 2:
+            return []
+        codes = tokens_of(self.data, self.test[:count], self.settings.batch)
+        return code_dropout(self.data, codes, self.originals, self.observer, self.reference)
 
     def _key(self, *what: object) -> list[object]:
         return [self.clips.digest, self.settings.samples, self.settings.seed, *what]

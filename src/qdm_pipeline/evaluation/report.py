@@ -53,11 +53,7 @@ def write_report(
         loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     ).get_template("report.html.jinja")
     rows = metrics["rows"]
-    usage = {
-        name: pictures[f"usage/{name}"]
-        for name in (row["name"] for row in rows)
-        if f"usage/{name}" in pictures
-    }
+    usage = codebook_usage(pictures)
     return template.render(
         metrics=metrics,
         rows=rows,
@@ -75,10 +71,20 @@ def write_report(
         else None,
         blind=[one["name"] for one in metrics["corruptions"] if not one["seen"]],
         curves={name: _svg(figures.curves_figure(values)) for name, values in curves.items() if values},
-        codebook=_svg(figures.codebook_figure(usage)) if usage else None,
+        codebook=_svg(figures.codebook_figure(usage)),
+        code_clips={kind: _code_clips(kind, pictures, metrics["fps"]) for kind in ("used", "rare")},
+        code_dropout=_svg(figures.code_dropout_figure(metrics["code_dropout"]))
+        if metrics["code_dropout"]
+        else None,
         settings={name: json.dumps(value, indent=2, ensure_ascii=False) for name, value in settings.items()},
         reproduce=reproduce,
     )
+
+
+def codebook_usage(pictures: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """How often each code is used, int64 [G, K] by sample set, real clips first."""
+    names = sorted(pictures, key=lambda name: name != "usage/real")
+    return {name.removeprefix("usage/"): pictures[name] for name in names if name.startswith("usage/")}
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
@@ -133,6 +139,18 @@ def _animations(
         for row in rows
         if (name := f"{kind}/{row['name']}") in pictures
     ]
+
+
+def _code_clips(kind: str, pictures: Mapping[str, Tensor], fps: float) -> list[dict[str, Any]]:
+    """The clips that use a code most, with its name and its share of the tokens of real clips."""
+    found = []
+    for name in (name for name in pictures if name.startswith(f"{kind}/")):
+        group, code = map(int, name.removeprefix(f"{kind}/").split("-"))
+        usage = pictures["usage/real"][group]
+        data = base64.b64encode(animation(pictures[name], fps, gap=2)).decode()
+        share, even = float(usage[code] / usage.sum()), 1 / len(usage)
+        found.append({"group": group, "code": code, "share": share, "times": share / even, "data": data})
+    return sorted(found, key=lambda one: -one["share"])
 
 
 def _column_names(classes: Tensor, names: Sequence[str]) -> list[str]:

@@ -25,7 +25,7 @@ COLUMNS = (
     "frechet_limit", "frechet_limit_low", "frechet_limit_high", "kernel", "kernel_low", "kernel_high",
     "precision", "recall", "density", "coverage", "class_score", "class_score_split", "first_frame",
     "motion", "motion_distance", "flicker", "nearest_train",
-    "bits_per_second", "entropy_bits_per_second", "compression",
+    "bits_per_second", "entropy_bits_per_second", "compression", "mebibytes_per_clip",
 )  # fmt: skip
 
 
@@ -79,6 +79,7 @@ def sampling_facts(samples: SampleSet, clip_shape: list[int], fps: float) -> dic
     per_second = tokens * fps / frames
     rate = groups * math.log2(use.size) * per_second
     return {key: samples.metadata[key] for key in ("nfe", "steps", "guidance", "seconds_per_clip")} | {
+        "mebibytes_per_clip": samples.metadata.get("mebibytes_per_clip"),  # older sets do not say
         "utilization": use.utilization,
         "utilization_tokens": use.tokens,
         "utilization_ceiling": use.ceiling,

@@ -125,11 +125,11 @@ def evaluate_samples(run: Run, ranks: Ranks) -> None:
         ShardSet(inputs["latents"].path),
         load_autoencoder(inputs["autoencoder"].path),
         load_classifier(inputs["classifier"].path),
+        load_predictor(inputs["teacher"].path)[0],
     )
     samples = [handle for handle in inputs.values() if handle.kind == "samples"]
     sets = [handle.path for handle in sorted(samples, key=lambda handle: -handle.metadata["nfe"])]
-    teacher, _ = load_predictor(inputs["teacher"].path)
-    decoders = {inputs["teacher_samples"].metadata["name"]: teacher.to(ranks.device).decode_codes}
+    decoders = {inputs["teacher_samples"].metadata["name"]: data.model.to(ranks.device).decode_codes}
     metrics = evaluate(settings, sets, data, decoders, ranks)
     if ranks.is_main:
         save_file(gallery(settings, sets, data), run.directory / "gallery.safetensors")

@@ -25,6 +25,7 @@ from qdm_pipeline.run import Run
 from qdm_pipeline.training.conditions import from_captions, of_samples
 from qdm_pipeline.training.denoiser import GuidedDenoiser
 from qdm_pipeline.training.model_files import load_predictor
+from qdm_pipeline.training.peak_memory import peak_memory
 from qdm_pipeline.training.teacher import ScheduleSettings
 from qdm_pipeline.video.autoencoder import load_autoencoder, to_uint8
 from qdm_pipeline.video.latents import VideoAutoencoder
@@ -186,19 +187,23 @@ def sample(run: Run, ranks: Ranks) -> None:
     condition = of_samples(wanted)
     batches = torch.arange(settings.count).split(settings.batch)
     mine = range(ranks.rank, len(batches), ranks.world)
-    parts: dict[int, dict[str, Tensor]] = {}
-    started = time.perf_counter()
-    for index in tqdm(mine, settings.name, unit="batch", disable=not ranks.is_main, dynamic_ncols=True):
+
+    def solve(index: int, times: Sequence[float], keep: Sequence[float]) -> dict[str, Tensor]:
         asked = condition.rows(batches[index]).to(ranks.device)
         denoiser = GuidedDenoiser(model, asked, settings.guidance, path)
-        kept = Kept(denoiser, settings.keep)
+        kept = Kept(denoiser, keep)
         draw = generator(settings.seed, index, 0, "sampling")
         noise = torch.randn(len(batches[index]), *config["latent_shape"], generator=draw).to(ranks.device)
         with torch.inference_mode(), autocast(ranks.device, settings.precision):
             latents = sampler(kept, noise, times, schedule, draw)
-            parts[index] = {"latents": latents.cpu()} | denoiser.tokens()
-            if settings.keep:
-                parts[index]["trajectory"] = kept.trajectory()
+            part = {"latents": latents.cpu()} | denoiser.tokens()
+        return part | ({"trajectory": kept.trajectory()} if keep else {})
+
+    memory = peak_memory(lambda: solve(0, times[:1], ()), ranks.device) if ranks.is_main else 0
+    parts: dict[int, dict[str, Tensor]] = {}
+    started = time.perf_counter()
+    for index in tqdm(mine, settings.name, unit="batch", disable=not ranks.is_main, dynamic_ncols=True):
+        parts[index] = solve(index, times, settings.keep)
     seconds = time.perf_counter() - started
     gathered = {index: part for share in ranks.gather(parts) for index, part in share.items()}
     total = float(ranks.sum(torch.tensor(seconds, dtype=torch.float64, device=ranks.device)))
@@ -209,6 +214,7 @@ def sample(run: Run, ranks: Ranks) -> None:
         metadata = {
             "name": settings.name, "path": path, "guidance": settings.guidance, "steps": len(times),
             "nfe": len(times) * calls, "count": settings.count, "seconds_per_clip": total / settings.count,
+            "mebibytes_per_clip": memory / 2**20 / len(batches[0]),
             "codebook_size": model.config.size.quantizer.codebook_size, "classes": list(model.config.classes),
             "parameters": sum(p.numel() for p in model.parameters()),
         }  # fmt: skip

@@ -13,7 +13,12 @@ from safetensors.torch import load_file
 from qdm_pipeline import __version__
 from qdm_pipeline.evaluation import report
 from qdm_pipeline.evaluation.data import EvaluationSettings
-from qdm_pipeline.evaluation.figures import distance_figure
+from qdm_pipeline.evaluation.figures import (
+    code_dropout_figure,
+    codebook_figure,
+    corruption_figure,
+    distance_figure,
+)
 from qdm_pipeline.files import read_json
 from qdm_pipeline.handle import Handle
 from qdm_pipeline.launch.agent import run_job
@@ -73,3 +78,18 @@ def write_report(metrics: dict[str, Any], evaluation: Handle, *models: Handle) -
 def plot_distances(metrics: dict[str, Any]) -> Figure:
     """The distance of every set of samples from real clips."""
     return distance_figure(metrics["rows"])
+
+
+def plot_corruptions(metrics: dict[str, Any]) -> Figure:
+    """What the features see; empty with ``evaluation.corrupted: 0``."""
+    return corruption_figure(metrics["corruptions"])
+
+
+def plot_code_dropout(metrics: dict[str, Any]) -> Figure:
+    """What is lost with codes; empty with ``evaluation.corrupted: 0``."""
+    return code_dropout_figure(metrics["code_dropout"])
+
+
+def plot_codebook(evaluation: Handle) -> Figure:
+    """How often real clips and samples use each code."""
+    return codebook_figure(report.codebook_usage(load_file(evaluation.path / "gallery.safetensors")))

@@ -19,6 +19,9 @@ def create_pipeline() -> Pipeline:
                 name="evaluate_samples",
             ),
             node(nodes.plot_distances, "metrics", "distances", name="plot_distances"),
+            node(nodes.plot_corruptions, "metrics", "corruptions", name="plot_corruptions"),
+            node(nodes.plot_code_dropout, "metrics", "code_dropout", name="plot_code_dropout"),
+            node(nodes.plot_codebook, "evaluation", "codebook_use", name="plot_codebook"),
             node(
                 nodes.write_report,
                 ["metrics", "evaluation", "autoencoder", "classifier", "teacher", "student"],

@@ -3,6 +3,7 @@
 from kedro.pipeline import Pipeline, node, pipeline
 
 from qdm_pipeline.pipelines.preprocess import nodes
+from qdm_pipeline.pipelines.train.nodes import plot_curves
 
 
 def create_pipeline() -> Pipeline:
@@ -47,6 +48,8 @@ def create_pipeline() -> Pipeline:
                 "classifier",
                 name="train_classifier",
             ),
+            node(plot_curves, "autoencoder", "autoencoder_curves", name="plot_autoencoder"),
+            node(plot_curves, "classifier", "classifier_curves", name="plot_classifier"),
             node(
                 nodes.show_reconstructions,
                 ["clips", "autoencoder"],
