@@ -9,7 +9,7 @@ from typing import Any
 class Handle:
     """A directory that is complete, what it holds, and a digest that changes whenever it does."""
 
-    kind: str  # "clips", "latents", "autoencoder", "classifier", "teacher", "student", "samples"
+    kind: str  # "clips", "latents", "autoencoder", "classifier", "teacher", "student", "export", "samples"
     path: Path
     digest: str
     metadata: dict[str, Any] = field(default_factory=dict)

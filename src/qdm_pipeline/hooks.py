@@ -18,7 +18,7 @@ from kedro.pipeline import Pipeline
 
 from qdm_pipeline.configuration import plain
 from qdm_pipeline.errors import DivergenceError, InputError, WorkerError
-from qdm_pipeline.mlflow_runs import PARENT, absolute, experiment_id, log_dataset, monitor
+from qdm_pipeline.mlflow_runs import PARENT, absolute, experiment_id, log_dataset, monitor, register
 from qdm_pipeline.revision import changed, commit
 
 if TYPE_CHECKING:
@@ -160,7 +160,8 @@ class MLflowHook:
         """Log what the catalog marks: ``metadata.mlflow`` is one of these or a folder.
 
         ``dataset``: an input of the run, also where it is loaded; ``metrics``: rows of a report; ``facts``:
-        the numbers in a handle's metadata; else the dataset's file.
+        the numbers in a handle's metadata; ``model``: an exported pipeline, if ``mlflow.yml`` names a
+        registered model; else the dataset's file.
         """
         dataset: Any = self._catalog.get(dataset_name)
         mark = (getattr(dataset, "metadata", None) or {}).get("mlflow")
@@ -175,6 +176,9 @@ class MLflowHook:
             elif mark == "facts":
                 for key, value in numbers(data.metadata).items():
                     self._client.log_metric(self._run_id, f"{data.kind}/{key}", value)
+            elif mark == "model":
+                if (registered := self._config["registered_model"]) is not None:
+                    register(self._client, self._experiment, self._run_id, registered, data.path)
             else:
                 self._client.log_artifact(self._run_id, str(dataset._filepath), mark)
         except Exception as error:

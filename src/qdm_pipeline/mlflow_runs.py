@@ -3,8 +3,12 @@
 import json
 import logging
 from collections.abc import Iterable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from qdm_pipeline.files import read_json
+from qdm_pipeline.inference import served
 
 PARENT = "QDM_PIPELINE_PARENT_RUN"  # environment variable: the MLflow run that runs started now belong to
 
@@ -61,6 +65,37 @@ def log_files(project: Path, config: dict[str, Any], run_id: str, files: Iterabl
 def finish(project: Path, config: dict[str, Any], run_id: str, status: str) -> None:
     """Close a run as FINISHED or FAILED."""
     _client(project, config).set_terminated(run_id, status)
+
+
+def register(client: Any, experiment: str, run_id: str, name: str, directory: Path) -> None:
+    """Log an exported pipeline as a `mlflow.pyfunc` model of a run, and register it as ``name``.
+
+    The package's own code goes with it: where it is loaded, its libraries are all that must be installed.
+    """
+    import mlflow
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema
+
+    libraries = read_json(directory / "pipeline.json")["libraries"]
+    params = ParamSchema(
+        [
+            ParamSpec("seed", "long", 0),
+            ParamSpec("steps", "long", None),
+            ParamSpec("guidance", "double", None),
+        ]
+    )
+    model = client.create_logged_model(experiment, name, run_id, model_type="video generator")
+    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
+    mlflow.pyfunc.log_model(
+        model_id=model.model_id,
+        loader_module=served.__name__,
+        data_path=str(directory),
+        code_paths=[str(Path(__file__).parent)],
+        pip_requirements=[f"{library}=={version(library).split('+')[0]}" for library in libraries],
+        signature=ModelSignature(Schema([ColSpec("string", "asked")]), params=params),
+        registered_model_name=name,
+    )
 
 
 def _client(project: Path, config: dict[str, Any]) -> Any:

@@ -9,7 +9,7 @@ from qdm_pipeline.handle import Handle
 from qdm_pipeline.models.predictor import Condition
 from qdm_pipeline.ranks import Ranks
 from qdm_pipeline.run import Run
-from qdm_pipeline.training import conditions, sampling
+from qdm_pipeline.training import conditions, generate, sampling
 from qdm_pipeline.training.denoiser import GuidedDenoiser
 from qdm_pipeline.training.model_files import load_predictor
 from qdm_pipeline.video.autoencoder import AutoencoderConfig, CausalVideoAutoencoder
@@ -17,7 +17,7 @@ from qdm_pipeline.video.autoencoder import AutoencoderConfig, CausalVideoAutoenc
 SETTINGS = dict(
     name="student", sampler="renoise", steps=None, low=0.0, high=1.0, eta=0.0, guidance=1.0, path="quantized",
     asked=None, count=10, batch=4, videos=3, columns=3, scale=1, fps=8, precision="fp32", seed=0,
-    keep=(),
+    keep=(), weights="full", compile=False,
 )  # fmt: skip
 
 
@@ -138,7 +138,7 @@ def test_null_is_what_a_student_was_distilled_for_and_a_teacher_has_none(
     (_, named), (_, own) = sample(), sample(**{what: None})
     assert torch.equal(named["latents"], own["latents"])
     settings = build(sampling.SamplingSettings, SETTINGS | {what: None})
-    choose = {"sampler": sampling.chosen_sampler, "path": sampling.chosen_path}[what]
+    choose = {"sampler": generate.chosen_sampler, "path": generate.chosen_path}[what]
     with pytest.raises(InputError, match=f"student: {what} is null, but this model has none of its own"):
         choose(settings, {})
 
@@ -152,17 +152,17 @@ def test_trajectories_pass_the_kept_times_whatever_the_steps(sample):
         kept["trajectory"][:, 0], shorter["trajectory"][:, 0]
     )  # both begin with the same noise
     assert not torch.equal(kept["trajectory"][:, 1], shorter["trajectory"][:, 1])
-    assert sampling.times_through((1.0, 0.7), 5, 0.0) == pytest.approx(
+    assert generate.times_through((1.0, 0.7), 5, 0.0) == pytest.approx(
         (1.0, 0.9, 0.8, 0.7, 0.7 * 2 / 3, 0.7 / 3)
     )
     even = Schedule("flow").spaced(16)
-    assert sampling.times_through((1.0, 0.75, 0.5, 0.25), 16, 0.0) == pytest.approx(even)
+    assert generate.times_through((1.0, 0.75, 0.5, 0.25), 16, 0.0) == pytest.approx(even)
 
 
 def test_a_teacher_has_no_step_list_of_its_own():
     settings = build(sampling.SamplingSettings, SETTINGS)
     with pytest.raises(InputError, match="steps is null"):
-        sampling.sampling_times(settings, Schedule("flow"), {})
+        generate.sampling_times(settings, Schedule("flow"), {})
 
 
 @pytest.mark.parametrize(

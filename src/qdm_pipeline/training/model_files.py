@@ -17,15 +17,24 @@ def save_predictor(
     directory: Path, config: PredictorConfig, weights: dict[str, torch.Tensor], schedule: Any, **extra: Any
 ) -> None:
     """Write weights and configuration; ``schedule`` is a settings dataclass, ``extra`` is JSON-like."""
+    write_predictor(directory, {"predictor": plain(config), "schedule": plain(schedule), **extra}, weights)
+
+
+def write_predictor(directory: Path, config: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
+    """Write weights and the ``config.json`` that `load_predictor` gives; its inverse."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     save_file(contiguous, directory / "model.safetensors")
-    write_json(directory / "config.json", {"predictor": plain(config), "schedule": plain(schedule), **extra})
+    write_json(directory / "config.json", config)
 
 
 def load_schedule(directory: Path) -> Schedule:
     """The noise schedule of the predictor in a directory."""
-    stored = read_json(directory / "config.json")["schedule"]
-    return Schedule(stored["name"], stored["shift"])
+    return schedule_of(read_json(directory / "config.json"))
+
+
+def schedule_of(config: dict[str, Any]) -> Schedule:
+    """The noise schedule that the ``config.json`` of a predictor names."""
+    return Schedule(config["schedule"]["name"], config["schedule"]["shift"])
 
 
 def load_predictor(directory: Path) -> tuple[QuantizedDiffusionPredictor, dict[str, Any]]:

@@ -184,3 +184,15 @@ def to_float(video: Tensor) -> Tensor:
 def to_uint8(video: Tensor) -> Tensor:
     """Float in [-1, 1], clamped, to uint8."""
     return ((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+@torch.inference_mode()
+def to_videos(autoencoder: VideoAutoencoder, latents: Tensor) -> Tensor:
+    """Videos uint8 [B, 3, T, H, W] of latents [B, C, T', H', W'], on the CPU.
+
+    One after the other: products of matrices round as the size of their batch says, and a sample decoded
+    among others must be the sample decoded alone.
+    """
+    return torch.cat(
+        [to_uint8(autoencoder.decode(z.to(autoencoder.mean.device))).cpu() for z in latents.split(1)]
+    )

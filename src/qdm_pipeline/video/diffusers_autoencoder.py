@@ -72,6 +72,10 @@ class DiffusersAutoencoder(VideoAutoencoder):
         decoded = torch.cat([self.model.decode(part).sample for part in parts])
         return _require(decoded.unflatten(0, (batch, frames)).transpose(1, 2), shape)
 
+    def save(self, directory: Path) -> None:
+        """As diffusers does."""
+        self.model.save_pretrained(directory)
+
     @staticmethod
     def _wide(statistic: Tensor) -> Tensor:
         return statistic.view(-1, 1, 1, 1)

@@ -1,6 +1,7 @@
 """What an autoencoder is to the rest of the project, and its use on videos too large for one pass."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,10 @@ class VideoAutoencoder(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Inverse of `encode` as far as it was learned."""
+        raise NotImplementedError
+
+    def save(self, directory: Path) -> None:
+        """Write what `load_autoencoder` reads into ``directory``, which is there."""
         raise NotImplementedError
 
     def encode_tiled(self, video: Tensor, tile: int | None) -> Tensor:

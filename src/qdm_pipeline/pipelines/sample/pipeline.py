@@ -2,7 +2,7 @@
 
 from kedro.pipeline import Node, Pipeline, node, pipeline
 
-from qdm_pipeline.pipelines.sample.nodes import sample_model
+from qdm_pipeline.pipelines.sample.nodes import export_model, sample_model
 
 SAMPLES = {  # name of the samples (and of their parameters): the model they are drawn from
     "teacher_samples": "teacher",
@@ -12,9 +12,17 @@ SAMPLES = {  # name of the samples (and of their parameters): the model they are
 
 
 def create_pipeline() -> Pipeline:
-    """All samples that the evaluation compares."""
+    """All samples that the evaluation compares, and the student for use elsewhere."""
     return pipeline(
-        [_sampling(samples, model) for samples, model in SAMPLES.items()],
+        [
+            *(_sampling(samples, model) for samples, model in SAMPLES.items()),
+            node(
+                export_model,
+                ["params:student_samples", "student", "autoencoder", "model_runs"],
+                "student_export",
+                name="export_student",
+            ),
+        ],
         namespace="sample",
         prefix_datasets_with_namespace=False,
     )
