@@ -1,5 +1,6 @@
 """A predictor as a sampler wants it."""
 
+import torch
 from torch import Tensor
 
 from qdm_pipeline.diffusion.guidance import guide
@@ -14,19 +15,30 @@ class GuidedDenoiser:
     """
 
     def __init__(
-        self, model: QuantizedDiffusionPredictor, condition: Condition, guidance: float, path: Path
+        self,
+        model: QuantizedDiffusionPredictor,
+        condition: Condition,
+        guidance: float,
+        path: Path,
+        at_once: int | None = None,
     ) -> None:
+        """``at_once`` is how many samples the network sees in one pass; None: all."""
         self.model, self.condition, self.guidance, self.path = model, condition, guidance, path
+        self.at_once = at_once
         self.features: Tensor | None = None  # of the last call
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
         """The guided prediction of x0."""
-        features = self.model.features(x_t, t, self.condition).float()
+        features = self._features(x_t, t, self.condition)
         if self.guidance != 1:
-            free = self.model.features(x_t, t, self.condition.unconditional()).float()
+            free = self._features(x_t, t, self.condition.unconditional())
             features = guide(free, features, self.guidance)
         self.features = features
         return self.model.read(features, self.path).x0
+
+    def _features(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        parts = torch.arange(len(x_t), device=x_t.device).split(self.at_once or len(x_t))
+        return torch.cat([self.model.features(x_t[i], t[i], condition.rows(i)).float() for i in parts])
 
     def tokens(self) -> dict[str, Tensor]:
         """What the quantized path says of the last call, on the CPU.

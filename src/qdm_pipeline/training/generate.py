@@ -1,5 +1,6 @@
 """Drawing samples from a loaded model, for jobs on many ranks and for `QuantizedVideoPipeline`."""
 
+import logging
 import math
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -18,8 +19,11 @@ from qdm_pipeline.randomness import generator
 from qdm_pipeline.training.conditions import from_captions, of_samples
 from qdm_pipeline.training.denoiser import GuidedDenoiser
 from qdm_pipeline.training.int8 import Weights, quantize_weights
+from qdm_pipeline.training.memory import free_bytes, samples_at_once
 from qdm_pipeline.training.model_files import schedule_of
 from qdm_pipeline.video.text_encoder import same_text_encoder
+
+logger = logging.getLogger(__name__)
 
 
 @settings
@@ -37,6 +41,7 @@ class GenerationSettings:
     asked: tuple[str, ...] | None  # class names or captions, taken in turn; null: all classes, or nothing
     count: int
     batch: int  # samples that are drawn together: which noise a sample gets depends on it
+    at_once: int | Literal["auto"]  # of a batch, that the network sees in one pass; auto: as memory allows
     keep: tuple[float, ...]  # times whose noisy latents are kept beside the samples, as trajectories
     precision: Precision
     weights: Weights  # of the Transformer blocks
@@ -60,8 +65,9 @@ class GenerationSettings:
             not self.keep or (self.steps is not None and self.low < min(self.keep)),
             f"keep: found {list(self.keep)}; it needs a number of steps, and times above low ({self.low})",
         )
-        for name in ("count", "batch"):
-            require(getattr(self, name) >= 1, f"{name}: found {getattr(self, name)}, must be at least 1")
+        for name in ("count", "batch", "at_once"):
+            found = getattr(self, name)
+            require(found == "auto" or found >= 1, f"{name}: found {found}, must be at least 1")
 
 
 def sampling_times(
@@ -180,6 +186,8 @@ class Generation:
         self.wanted = asked_for(settings, model.config, next(model.parameters()).device)
         self.condition = of_samples(self.wanted)
         self.batches = torch.arange(settings.count).split(settings.batch)
+        self.device = next(model.parameters()).device
+        self.at_once = self._fitting() if settings.at_once == "auto" else settings.at_once
 
     @property
     def calls(self) -> int:
@@ -193,9 +201,9 @@ class Generation:
         ``latents`` [B, C, T, H, W]; ``codes`` and ``residual`` as in `GuidedDenoiser.tokens`; ``trajectory``
         [B, S, C, T, H, W] if times are kept.
         """
-        rows, device = self.batches[number], next(self.model.parameters()).device
+        rows, device = self.batches[number], self.device
         asked = self.condition.rows(rows).to(device)
-        denoiser = GuidedDenoiser(self.model, asked, self.settings.guidance, self.path)
+        denoiser = GuidedDenoiser(self.model, asked, self.settings.guidance, self.path, self.at_once)
         kept = Kept(denoiser, self.settings.keep)
         draw = generator(self.settings.seed, number, 0, "sampling")
         noise = torch.randn(len(rows), *self.shape, generator=draw).to(device)
@@ -205,3 +213,15 @@ class Generation:
         if self.settings.keep:
             made["trajectory"] = kept.trajectory()
         return made
+
+    def _fitting(self) -> int:
+        free, batch = free_bytes(self.device), len(self.batches[0])
+        if free is None:
+            logger.info("%s: whole batches in one pass, as free memory is not known", self.settings.name)
+            return batch
+        found = min(batch, samples_at_once(self.model.config.size, self.shape, free))
+        logger.info(
+            "%s: %d samples in one pass, as %.1f GiB are free (%s)",
+            self.settings.name, found, free / 2**30, self.device,
+        )  # fmt: skip
+        return found
