@@ -7,10 +7,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from kedro.framework.project import configure_project
 from kedro.framework.session import KedroSession
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from safetensors.torch import load_file
+
+from qdm_pipeline import QuantizedVideoPipeline
 
 ROOT = Path(__file__).parents[1]
 
@@ -79,10 +83,23 @@ def test_mlflow_has_the_whole_record(project: Path) -> None:
         file.path for file in MlflowClient(f"sqlite:///{project}/mlflow.db").list_artifacts(run.info.run_id)
     }
     assert folders == {"curves", "figures", "images", "report", "samples", "student"}
+    assert MlflowClient(f"sqlite:///{project}/mlflow.db").get_model_version("qdm-student", "1").run_id == (
+        run.info.run_id
+    )
+
+
+def test_the_exported_student_makes_the_samples_of_the_run(project: Path) -> None:
+    def path(handle: str) -> Path:
+        file = project / "data" / handle
+        return file.parent / str(json.loads(file.read_text())["path"])
+
+    pipe = QuantizedVideoPipeline.from_pretrained(path("06_models/student_export.json"))
+    samples = load_file(path("07_model_output/student_samples.json") / "samples.safetensors")
+    assert torch.equal(pipe(count=30).codes, samples["codes"])
 
 
 def test_the_same_command_again_does_nothing_twice(project: Path, caplog: pytest.LogCaptureFixture) -> None:
-    weights = sorted(project.glob("data/*/*/*.safetensors"))
+    weights = sorted(project.glob("data/*/*/**/*.safetensors"))
     before = [path.stat().st_mtime_ns for path in weights]
     with caplog.at_level(logging.INFO, logger="qdm_pipeline"):
         kedro_run(project, "__default__")
@@ -95,9 +112,12 @@ def test_the_same_command_again_does_nothing_twice(project: Path, caplog: pytest
     assert [point.step for point in curve] == [2, 4]
 
 
-def test_the_code_in_the_readme_runs(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("page", ["README.md", "docs/inference.md"])
+def test_the_code_of_a_page_runs(project: Path, page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(project)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "of this test")  # the code sets it
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     assert blocks
+    names: dict[str, object] = {}
     for block in blocks:
-        exec(compile(block, "README.md", "exec"), {})
+        exec(compile(block, page, "exec"), names)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import warnings
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
@@ -85,17 +86,20 @@ def register(client: Any, experiment: str, run_id: str, name: str, directory: Pa
             ParamSpec("guidance", "double", None),
         ]
     )
+    mlflow.set_tracking_uri(client.tracking_uri)
     model = client.create_logged_model(experiment, name, run_id, model_type="video generator")
     client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
-    mlflow.pyfunc.log_model(
-        model_id=model.model_id,
-        loader_module=served.__name__,
-        data_path=str(directory),
-        code_paths=[str(Path(__file__).parent)],
-        pip_requirements=[f"{library}=={version(library).split('+')[0]}" for library in libraries],
-        signature=ModelSignature(Schema([ColSpec("string", "asked")]), params=params),
-        registered_model_name=name,
-    )
+    with warnings.catch_warnings():  # it wants an example of the input, and would sample it
+        warnings.simplefilter("ignore")
+        mlflow.pyfunc.log_model(
+            model_id=model.model_id,
+            loader_module=served.__name__,
+            data_path=str(directory),
+            code_paths=[str(Path(__file__).parent)],
+            pip_requirements=[f"{library}=={version(library).split('+')[0]}" for library in libraries],
+            signature=ModelSignature(Schema([ColSpec("string", "asked")]), params=params),
+            registered_model_name=name,
+        )
 
 
 def _client(project: Path, config: dict[str, Any]) -> Any:

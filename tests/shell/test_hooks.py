@@ -221,6 +221,20 @@ def test_a_missing_input_stops_the_run_before_it_starts(tmp_path: Path) -> None:
         InputHook().before_pipeline_run(pipeline([node(len, "folder", "size", name="count")]), catalog)
 
 
+@pytest.mark.parametrize(("name", "expected"), [("mine", [("mine", Path("export"))]), (None, [])])
+def test_an_exported_model_is_registered_if_there_is_a_name_for_it(
+    name: str | None, expected: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registered: list[Any] = []
+    monkeypatch.setattr(hooks, "register", lambda *arguments: registered.append(arguments[3:]))
+    hook = MLflowHook()
+    dataset = SimpleNamespace(metadata={"mlflow": "model"})
+    hook._client, hook._experiment, hook._run_id = None, "1", "r"
+    hook._config, hook._catalog = {"registered_model": name}, {"student_export": dataset}
+    hook.after_dataset_saved("student_export", Handle("export", Path("export"), "d"))
+    assert registered == expected
+
+
 def test_names_and_tags(tmp_path: Path) -> None:
     assert run_name({"pipeline_names": None, "env": None, "runtime_params": {}}) == "all"
     assert flatten({"a": {"b": 1, "c": [2]}, "d": None}) == {"a.b": 1, "a.c": [2], "d": None}
