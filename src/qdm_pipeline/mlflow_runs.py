@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from qdm_pipeline.files import read_json
-from qdm_pipeline.inference import served
 
 PARENT = "QDM_PIPELINE_PARENT_RUN"  # environment variable: the MLflow run that runs started now belong to
 
@@ -77,6 +76,8 @@ def register(client: Any, experiment: str, run_id: str, name: str, directory: Pa
     from mlflow.entities import LoggedModelOutput
     from mlflow.models import ModelSignature
     from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema
+
+    from qdm_pipeline.inference import served
 
     libraries = read_json(directory / "pipeline.json")["libraries"]
     params = ParamSchema(

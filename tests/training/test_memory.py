@@ -90,12 +90,25 @@ def test_passes_of_a_batch_give_what_one_gives() -> None:
     assert torch.allclose(whole, parts, atol=1e-5)
 
 
-@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="Linux says what memory is free")
-def test_processes_share_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    alone = memory.free_bytes(torch.device("cpu"))
+def test_a_container_and_processes_have_their_part_of_what_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def free() -> int | None:
+        return memory.free_bytes(torch.device("cpu"))
+
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "LIMIT", tmp_path / "memory.max")
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert free() is None
+    (tmp_path / "meminfo").write_text("MemTotal:  9000 kB\nMemAvailable:  6000 kB\n")
+    assert free() == 6000 * 1024
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free() == 6000 * 1024
+    (tmp_path / "memory.max").write_text("5000\n")
+    (tmp_path / "memory.current").write_text("1000\n")
+    assert free() == 4000
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    shared = memory.free_bytes(torch.device("cpu"))
-    assert alone is not None and shared is not None and 0.1 < shared / alone < 0.5
+    assert free() == 1000
 
 
 def test_the_number_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

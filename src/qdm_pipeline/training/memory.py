@@ -9,6 +9,7 @@ import torch
 
 from qdm_pipeline.models.predictor import PredictorSettings
 
+MEMINFO, LIMIT = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")  # the machine's, a container's
 ALIVE = 14  # tensors of tokens x width in float32 at the peak of a block, without gradient (a test counts)
 USED = 0.25  # of what is free: allocators keep about twice what is alive, and others need memory as well
 
@@ -26,9 +27,10 @@ def free_bytes(device: torch.device) -> int | None:
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    file = Path("/proc/meminfo")
-    if not file.exists():
+    if not MEMINFO.exists():
         return None
-    lines = dict(line.split(":") for line in file.read_text().splitlines())
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # that share this machine, says torch elastic
-    return 1024 * int(lines["MemAvailable"].split()[0]) // processes
+    lines = dict(line.split(":") for line in MEMINFO.read_text().splitlines())
+    free = 1024 * int(lines["MemAvailable"].split()[0])
+    if LIMIT.exists() and (limit := LIMIT.read_text().strip()) != "max":
+        free = min(free, max(0, int(limit) - int(LIMIT.with_name("memory.current").read_text())))
+    return free // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes here, says torch elastic
