@@ -114,6 +114,10 @@ def test_errors_say_what_is_wrong(export: Export, tmp_path: Path, monkeypatch: p
         pipe(["even", "seven"])
     with pytest.raises(ValueError, match="count: found 0, must be at least 1"):
         pipe(count=0)
+    with pytest.raises(
+        ValueError, match="weights: found 'int4', allowed are full, int8_weight, int8_dynamic"
+    ):
+        QuantizedVideoPipeline.from_pretrained(directory, weights="int4")  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "torchao", None)
     with pytest.raises(InputError, match=r"weights: int8_weight needs torchao: pip install .*\[int8\]"):
         QuantizedVideoPipeline.from_pretrained(directory, weights="int8_weight")
@@ -149,6 +153,20 @@ def test_weights_of_8_bits(export: Export, weights: str, tmp_path: Path) -> None
     with pytest.raises(InputError, match="rounded weights are not saved; load with weights='full' and save"):
         rounded.save_pretrained(tmp_path / "copy")
     QuantizedVideoPipeline.from_pretrained(directory, weights="full").save_pretrained(tmp_path / "copy")
+
+
+def test_blocks_are_compiled_if_asked(export: Export) -> None:
+    for asked, exported in ((None, True), (True, False), (False, False)):
+        pipe = QuantizedVideoPipeline.from_pretrained(export({"compile": exported}), compile=asked)
+        compiled = {block._compiled_call_impl is not None for block in pipe.predictor.blocks}
+        assert compiled == {asked is not False}
+
+
+def test_all_networks_move(export: Export) -> None:
+    pipe = QuantizedVideoPipeline.from_pretrained(export())
+    assert pipe.to("meta") is pipe
+    tensors = [*pipe.predictor.state_dict().values(), *pipe.autoencoder.state_dict().values()]
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
 
 
 def test_bytes_of_weights_are_counted() -> None:

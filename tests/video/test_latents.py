@@ -70,6 +70,15 @@ def film(name: str, frames: int, seed: int = 0, side: int | None = None) -> torc
 
 @pytest.mark.parametrize("name", ["ours", *SMALL])
 @torch.no_grad()
+def test_saved_again_it_is_the_same(name: str, saved: Path, tmp_path: Path) -> None:
+    model = load(saved, name)
+    model.save(tmp_path)
+    latents = torch.randn(1, model.channels, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(load_autoencoder(tmp_path).decode(latents), model.decode(latents))
+
+
+@pytest.mark.parametrize("name", ["ours", *SMALL])
+@torch.no_grad()
 def test_no_number_of_frames_loses_one(name: str, saved: Path) -> None:
     model, fitting = load(saved, name), []
     for frames in range(1, 41):

@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -65,6 +65,8 @@ class GenerationSettings:
             not self.keep or (self.steps is not None and self.low < min(self.keep)),
             f"keep: found {list(self.keep)}; it needs a number of steps, and times above low ({self.low})",
         )
+        allowed = get_args(Weights)
+        require(self.weights in allowed, f"weights: found {self.weights!r}, allowed are {', '.join(allowed)}")
         for name in ("count", "batch", "at_once"):
             found = getattr(self, name)
             require(found == "auto" or found >= 1, f"{name}: found {found}, must be at least 1")
