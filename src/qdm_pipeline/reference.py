@@ -67,13 +67,14 @@ def _doc(cls: Any) -> str:
 
 
 def _comments(cls: Any) -> dict[str, str]:
-    """The comment behind every field of a class that has one."""
-    source = textwrap.dedent(inspect.getsource(cls))
+    """The comment behind every field of a class, or of one that it extends, that has one."""
     found = {}
-    for node in ast.parse(source).body[0].body:  # type: ignore[attr-defined]
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            line = source.splitlines()[(node.end_lineno or 1) - 1]
-            found[node.target.id] = line.partition("#")[2].strip()
+    for part in filter(is_dataclass, cls.__mro__):
+        source = textwrap.dedent(inspect.getsource(part))
+        for node in ast.parse(source).body[0].body:  # type: ignore[attr-defined]
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                line = source.splitlines()[(node.end_lineno or 1) - 1]
+                found[node.target.id] = line.partition("#")[2].strip()
     return found
 
 
