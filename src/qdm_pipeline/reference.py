@@ -69,7 +69,7 @@ def _doc(cls: Any) -> str:
 def _comments(cls: Any) -> dict[str, str]:
     """The comment behind every field of a class, or of one that it extends, that has one."""
     found = {}
-    for part in filter(is_dataclass, cls.__mro__):
+    for part in cls.__mro__[-2::-1]:  # all but object, the class itself last
         source = textwrap.dedent(inspect.getsource(part))
         for node in ast.parse(source).body[0].body:  # type: ignore[attr-defined]
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
