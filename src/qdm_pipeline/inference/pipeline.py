@@ -150,6 +150,7 @@ def write_pipeline(
     autoencoder.save(folder / "autoencoder")
     libraries = [*LIBRARIES]
     libraries += ["torchao"] if settings.weights != "full" else []
+    libraries += ["transformers"] if predictor.config.text is not None else []
     libraries += ["diffusers"] if isinstance(autoencoder, DiffusersAutoencoder) else []
     sampling = {field.name: plain(getattr(settings, field.name)) for field in fields(GenerationSettings)}
     description = {"format": FORMAT, "fps": fps, "libraries": libraries, "sampling": sampling}

@@ -136,7 +136,9 @@ def _own(settings: GenerationSettings, config: dict[str, Any], what: str, allowe
     return getattr(settings, what) or config[what]
 
 
-def asked_for(settings: GenerationSettings, config: PredictorConfig, device: torch.device) -> dict[str, Tensor]:
+def asked_for(
+    settings: GenerationSettings, config: PredictorConfig, device: torch.device
+) -> dict[str, Tensor]:
     """What all ``count`` samples are asked to show, as `of_samples` takes it.
 
     `InputError` for a class that the model does not know, or captions that it cannot read.
