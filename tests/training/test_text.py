@@ -12,7 +12,7 @@ from qdm_pipeline.handle import Handle
 from qdm_pipeline.models.predictor import TextConfig
 from qdm_pipeline.ranks import Ranks
 from qdm_pipeline.run import Run
-from qdm_pipeline.training import conditions, sampling
+from qdm_pipeline.training import conditions, generate, sampling
 from qdm_pipeline.training.model_files import load_predictor
 from qdm_pipeline.training.trajectories import Trajectories
 from qdm_pipeline.video.autoencoder import AutoencoderConfig, CausalVideoAutoencoder
@@ -92,7 +92,7 @@ def test_latents_without_states_or_with_those_of_another_encoder_are_refused(mak
 def test_samples_are_asked_for_by_captions_and_keep_what_they_were_asked(make_distill, tmp_path, monkeypatch):
     devices = []
     monkeypatch.setattr(
-        sampling, "same_text_encoder", lambda config, device: devices.append(config) or encoded
+        generate, "same_text_encoder", lambda config, device: devices.append(config) or encoded
     )
     autoencoder = AutoencoderConfig(channels=3, latent_channels=3, time_patch=4, space_patch=8, width=8,
                                     encoder_blocks=1, decoder_blocks=1)  # fmt: skip
@@ -109,7 +109,7 @@ def test_samples_are_asked_for_by_captions_and_keep_what_they_were_asked(make_di
         settings = build(sampling.SamplingSettings, dict(
             name="student", sampler="ddim", steps=2, low=0.0, high=1.0, eta=0.0, guidance=1.0, scale=1,
             path="continuous", asked=("a red dot", "dot"), count=4, batch=3, videos=1, columns=1, fps=8,
-            keep=(1.0,), precision="fp32", seed=0,
+            keep=(1.0,), precision="fp32", seed=0, at_once=3, weights="full", compile=False,
         ) | changes)  # fmt: skip
         handles = {name: Handle(name, tmp_path / name, "b") for name in ("autoencoder", "student")}
         inputs = {"model": handles["student"], "autoencoder": handles["autoencoder"]}
