@@ -198,25 +198,27 @@ class Generation:
         """Of the network, a sample: each time with its condition and, for guidance, without."""
         return len(self.times) * (1 if self.settings.guidance == 1 else 2)
 
-    @torch.inference_mode()
     def batch(self, number: int) -> dict[str, Tensor]:
-        """The samples of a batch, on the CPU.
+        """The samples of a batch: `solve` at all times."""
+        return self.solve(number, self.times, self.settings.keep)
+
+    @torch.inference_mode()
+    def solve(self, number: int, times: Sequence[float], keep: Sequence[float]) -> dict[str, Tensor]:
+        """What the sampler makes of a batch, with a call at each of ``times``; on the CPU.
 
         ``latents`` [B, C, T, H, W]; ``codes`` and ``residual`` as in `GuidedDenoiser.tokens`; ``trajectory``
-        [B, S, C, T, H, W] if times are kept.
+        [B, S, C, T, H, W], what was seen at the times to ``keep``, if there are any.
         """
         rows, device = self.batches[number], self.device
         asked = self.condition.rows(rows).to(device)
         denoiser = GuidedDenoiser(self.model, asked, self.settings.guidance, self.path, self.at_once)
-        kept = Kept(denoiser, self.settings.keep)
+        kept = Kept(denoiser, keep)
         draw = generator(self.settings.seed, number, 0, "sampling")
         noise = torch.randn(len(rows), *self.shape, generator=draw).to(device)
         with autocast(device, self.settings.precision):
-            latents = self.sampler(kept, noise, self.times, self.schedule, draw)
+            latents = self.sampler(kept, noise, times, self.schedule, draw)
             made = {"latents": latents.cpu()} | denoiser.tokens()
-        if self.settings.keep:
-            made["trajectory"] = kept.trajectory()
-        return made
+        return made | ({"trajectory": kept.trajectory()} if keep else {})
 
     def _fitting(self) -> int:
         free, batch = free_bytes(self.device), len(self.batches[0])
