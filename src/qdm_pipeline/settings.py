@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from qdm_pipeline.hooks import BoardsHook, InputHook, MLflowHook, NodesHook
+from qdm_pipeline.hooks import InputHook, NodesHook
 from qdm_pipeline.parameters import ProjectContext
+from qdm_pipeline.tracking import BoardsHook, MLflowHook
 
 CONTEXT_CLASS = ProjectContext
 HOOKS = (InputHook(), MLflowHook(), BoardsHook(), NodesHook())  # the last one is called first

@@ -24,10 +24,10 @@ from qdm_pipeline.evaluation.readers import clip_reader
 from qdm_pipeline.evaluation.rows import COLUMNS, memorisation
 from qdm_pipeline.files import write_json
 from qdm_pipeline.handle import Handle
-from qdm_pipeline.hooks import numbers
 from qdm_pipeline.models.predictor import PredictorConfig, PredictorSettings, QuantizedDiffusionPredictor
 from qdm_pipeline.models.quantizer import QuantizerSettings
 from qdm_pipeline.ranks import Ranks
+from qdm_pipeline.tracking import numbers
 from qdm_pipeline.video.autoencoder import AutoencoderConfig, CausalVideoAutoencoder, to_float
 from qdm_pipeline.video.shards import write_shards
 
