@@ -1,4 +1,4 @@
-"""Before a run: inputs must be there; on several nodes the first runs the pipeline, the others lend processes."""
+"""Before a run: inputs are there; of several nodes the first runs the pipeline, the others lend processes."""
 
 import socket
 from dataclasses import replace
