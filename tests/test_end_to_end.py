@@ -112,6 +112,18 @@ def test_the_same_command_again_does_nothing_twice(project: Path, caplog: pytest
     assert [point.step for point in curve] == [2, 4]
 
 
+def test_only_missing_outputs_are_made(project: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (project / "data/08_reporting/student_samples.webp").unlink()
+    with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.INFO):
+        patch.chdir(project)
+        configure_project("qdm_pipeline")
+        with KedroSession.create(project, env="tiny") as session:
+            session.run(pipeline_names=["__default__"], only_missing_outputs=True)
+    ran = [record.message for record in caplog.records if record.message.startswith("Running node")]
+    assert ["sample_student" in message for message in ran] == [True]
+    assert (project / "data/08_reporting/student_samples.webp").exists()
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/inference.md"])
 def test_the_code_of_a_page_runs(project: Path, page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(project)
