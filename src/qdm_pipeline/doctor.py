@@ -14,10 +14,10 @@ import torch
 from kedro.config import OmegaConfigLoader
 from packaging.requirements import Requirement
 
-from qdm_pipeline.estimate import memory
 from qdm_pipeline.launch.world import describe
 from qdm_pipeline.models.precision import multiplies_bfloat16
 from qdm_pipeline.settings import CONFIG_LOADER_ARGS
+from qdm_pipeline.training.memory import main_memory
 from qdm_pipeline.video.folder import SUFFIXES
 
 SHOWN = ("torch", "kedro", "kedro-viz", "mlflow", "av", "numpy", "safetensors")
@@ -36,7 +36,7 @@ def examine(project: Path) -> tuple[list[tuple[str, str]], list[str]]:
         ("qdm-pipeline", f"{version('qdm-pipeline')} in {project}"),
         ("python", f"{platform.python_version()} on {platform.platform()}"),
         *((name, _version(name) or "missing") for name in SHOWN),
-        ("cpu", f"{os.cpu_count()} cores, {memory() / 2**30:.1f} GiB, {_bfloat16('cpu')}"),
+        ("cpu", f"{os.cpu_count()} cores, {_memory()}, {_bfloat16('cpu')}"),
         *_gpus(),
         ("world_size: auto", describe("auto")),
         ("disk", f"{disk.free / 2**30:.0f} of {disk.total / 2**30:.0f} GiB free"),
@@ -60,6 +60,11 @@ def _bfloat16(device: str) -> str:
 
 def _catalog(project: Path) -> Any:
     return OmegaConfigLoader(str(project / "conf"), **CONFIG_LOADER_ARGS)["catalog"]
+
+
+def _memory() -> str:
+    found = main_memory()
+    return "memory unknown" if found is None else f"{found / 2**30:.1f} GiB"
 
 
 def _videos(folder: Path) -> str:

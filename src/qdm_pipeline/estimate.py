@@ -1,19 +1,16 @@
 """What a run needs, from its settings alone, so that it can be said before anything is computed."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
-
-import torch
 
 from qdm_pipeline.errors import InputError
 from qdm_pipeline.launch.place import find_place
 from qdm_pipeline.launch.world import processes
 from qdm_pipeline.models.cost import build_on_meta
 from qdm_pipeline.models.predictor import PredictorConfig
+from qdm_pipeline.training.memory import total_bytes
 from qdm_pipeline.training.optimizer import Optimizer, OptimizerSettings
 
-MEMINFO, LIMIT = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
 MOMENTS = {"AdamW": 2, "Muon": 1}  # tensors of a parameter's size that an optimizer keeps
 NEEDED = ("clips", "autoencoder", "pretrained_autoencoder", "teacher", "distill", "launch", "world_size")
 
@@ -82,23 +79,15 @@ def check_memory(settings: Settings, jobs: set[str]) -> None:
     """Raise `InputError` if the state alone of one of ``jobs`` (keys of `states`) cannot fit this machine."""
     place = find_place(settings["launch"])
     here = processes(settings["world_size"], place.nodes)
-    gpus = torch.cuda.device_count()
-    room = sum(torch.cuda.get_device_properties(i).total_memory for i in range(gpus)) if gpus else memory()
+    room = total_bytes()
     for job, state in states(settings).items():
         role = "teacher" if job == "teacher" else "distill"
         sharded = settings[role].parallel.strategy == "fsdp"
         need = state / place.nodes if sharded else state * here
-        if job in jobs and need > room:
+        if job in jobs and room is not None and need > room:
             raise InputError(
                 f"{role}: weights, gradients and moments alone take {need / 2**30:.1f} GiB on this machine "
                 f"(world_size {here}, parallel.strategy {settings[role].parallel.strategy}), which has "
                 f"{room / 2**30:.1f} GiB; take a smaller model (teacher.model), fewer processes, or fsdp on "
                 "more machines"
             )
-
-
-def memory() -> int:
-    """Bytes of main memory that this process may use: the machine's, or its container's (cgroup v2)."""
-    total = next(int(line.split()[1]) for line in MEMINFO.read_text().splitlines() if line.startswith("MemT"))
-    limit = LIMIT.read_text().strip() if LIMIT.exists() else "max"
-    return 1024 * total if limit == "max" else min(1024 * total, int(limit))

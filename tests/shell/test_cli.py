@@ -62,9 +62,8 @@ def test_states_are_those_of_real_networks(base: dict) -> None:
 
 @pytest.mark.parametrize("room", [0.99, 1.01])
 def test_a_model_too_large_is_refused(base: dict, monkeypatch: pytest.MonkeyPatch, room: float) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     state = estimate.states(base)["distillation"]
-    monkeypatch.setattr(estimate, "memory", lambda: int(2 * state * room))  # two processes
+    monkeypatch.setattr(estimate, "total_bytes", lambda: int(2 * state * room))  # two processes
     if room > 1:
         estimate.check_memory(base, {"distillation"})
     else:
