@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -17,7 +18,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
+import torch
+from PIL import Image, ImageDraw
 from playwright.sync_api import Browser, sync_playwright
+
+from qdm_pipeline.files import read_json
+from qdm_pipeline.video.media import write_animation
+from qdm_pipeline.video.shards import ShardSet
 
 BIN = Path(sys.executable).parent
 VIZ, MLFLOW = "http://127.0.0.1:4151", "http://127.0.0.1:5051"
@@ -58,6 +65,33 @@ def shoot(browser: Browser, url: str, file: Path, size: tuple[int, int], *clicks
     print(file)
 
 
+def samples_picture(file: Path) -> None:
+    """Two rows each of real test clips, of the teacher's and of the student's samples, moving."""
+    handle = read_json(Path("data/02_intermediate/clips.json"))
+    clips = ShardSet(Path("data/02_intermediate") / handle["path"])
+    labels, rows = clips.column("label"), clips.rows("test").tolist()
+    picked = [[row for row in rows if labels[row] == label][turn] for turn in (0, 1) for label in range(10)]
+    with tempfile.TemporaryDirectory() as folder:
+        real = Path(folder) / "real.webp"
+        write_animation(real, clips.gather("video", torch.tensor(picked)), 10, 8, 2)
+        parts = [("real clips", real)]
+        for name, calls in (("teacher", 64), ("student", 4)):
+            parts.append((f"{name}, {calls} calls", Path(f"data/08_reporting/{name}_samples.webp")))
+        opened = [(title, Image.open(part)) for title, part in parts]
+        width, high = opened[0][1].size
+        frames = []
+        for index in range(opened[0][1].n_frames):
+            frame = Image.new("RGB", (width + 130, 3 * high + 20), "white")
+            for number, (title, image) in enumerate(opened):
+                image.seek(index)
+                top = number * (high + 10)
+                frame.paste(image.convert("RGB").crop((0, 0, width, high)), (130, top))
+                ImageDraw.Draw(frame).text((6, top + high // 2 - 6), title, fill="black")
+            frames.append(frame)
+        frames[0].save(file, save_all=True, append_images=frames[1:], duration=125, loop=0, quality=80)
+    print(file)
+
+
 def mlflow_pages() -> dict[str, str]:
     """The list, the charts and the comparison of the newest finished runs."""
     from mlflow import MlflowClient
@@ -84,6 +118,7 @@ def main() -> None:
     folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright:
+        samples_picture(folder / "samples.webp")
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         report = Path("data/08_reporting/report.html").resolve().as_uri()
         shoot(browser, report, folder / "report-wide.png", (1400, 2400))
