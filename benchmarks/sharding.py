@@ -40,7 +40,7 @@ def bytes_a_rank(config: PredictorConfig, settings: OptimizerSettings, ranks: Ra
     model = build_on_meta(config)
     parallel = ParallelSettings(strategy="fsdp", offload_teacher=False, compile=False)
     spread(model, parallel, ranks, "fp32")
-    optimizer, ema = Optimizer("model", model, settings, 1), Ema(model, 0.999)
+    optimizer, ema = Optimizer("model", model, settings, 1, "fp32", Ranks()), Ema(model, 0.999)
     moments = {"AdamW": 2, "Muon": 1}
     mine = whole = 0
     for made in optimizer.optimizers:

@@ -8,6 +8,7 @@ from qdm_pipeline.launch.place import find_place
 from qdm_pipeline.launch.world import processes
 from qdm_pipeline.models.cost import build_on_meta
 from qdm_pipeline.models.predictor import PredictorConfig
+from qdm_pipeline.ranks import Ranks
 from qdm_pipeline.training.memory import total_bytes
 from qdm_pipeline.training.optimizer import Optimizer, OptimizerSettings
 
@@ -66,7 +67,7 @@ def states(settings: Settings) -> dict[str, int]:
 
 
 def _trained(config: PredictorConfig, optimizer: OptimizerSettings, ema: bool) -> int:
-    made = Optimizer("model", build_on_meta(config), optimizer, 1)
+    made = Optimizer("model", build_on_meta(config), optimizer, 1, "fp32", Ranks())
     return 4 * sum(
         p.numel() * (2 + MOMENTS[type(each).__name__] + ema)
         for each in made.optimizers

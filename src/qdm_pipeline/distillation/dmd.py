@@ -152,9 +152,11 @@ class QuantizedDiffusionDMD(nn.Module):
             x_t = x_t.requires_grad_()
             features = self.fake_score.features(x_t, draw.t, draw.condition).float()
             loss = generator_loss(self.discriminator(features, draw.last))
-            (gradient,) = torch.autograd.grad(loss, x_t)
+            # That of a mean is small: times a power of two near their number, it is not lost in float16.
+            scale = 2.0 ** (x_t.numel().bit_length() - 1)
+            (gradient,) = torch.autograd.grad(scale * loss, x_t)
         alpha, _ = self.schedule.coefficients(draw.t, x_t)
-        return features.detach(), loss.detach(), (alpha * gradient).float()
+        return features.detach(), loss.detach(), (alpha * gradient / scale).float()
 
     def _denoise_real(self, draw: Draw) -> Tensor:
         answer: Answer = self.rollout(draw.renoise[:1], draw.condition, draw.last, draw.real)

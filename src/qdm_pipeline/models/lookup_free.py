@@ -71,7 +71,7 @@ class LookupFreeQuantizer(Quantizer):
         if reduce is not None:
             reduce(self.pending)
         self.usage += self.pending
-        self.pending.zero_()
+        self.forget()
         return {}
 
 

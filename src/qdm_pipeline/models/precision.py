@@ -10,16 +10,19 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-Precision = Literal["auto", "fp32", "bf16"]  # auto: bf16 where the hardware multiplies it
+Precision = Literal["auto", "fp32", "bf16", "fp16"]  # auto: bf16 where the hardware multiplies it, else fp32
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """Matrix products in bfloat16, or not; weights stay as they are."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=lowered(device.type, precision) is not None)
+    """Matrix products in 16 bits, or not; weights stay as they are. Training in fp16 needs a `LossScale`."""
+    low = lowered(device.type, precision)
+    return torch.autocast(device.type, low, enabled=low is not None)
 
 
 def lowered(device_type: str, precision: Precision) -> torch.dtype | None:
     """What matrix products are lowered to, or None."""
+    if precision == "fp16":
+        return torch.float16
     low = precision == "bf16" or (precision == "auto" and multiplies_bfloat16(device_type))
     return torch.bfloat16 if low else None
 

@@ -71,6 +71,7 @@ class Quantizer(nn.Module):
 
     codebook: Tensor  # [G, K, D] float32
     usage: Tensor  # [G, K] uses on all ranks by commits since `take_usage`; not in the state dict
+    pending: Tensor  # what this rank has collected since the last commit; not in the state dict
 
     def __init__(self, embedding_dim: int, settings: QuantizerSettings) -> None:
         super().__init__()
@@ -122,6 +123,10 @@ class Quantizer(nn.Module):
     ) -> dict[str, Tensor]:
         """Take in what was collected, once per optimizer step, on every rank; returns metrics."""
         raise NotImplementedError
+
+    def forget(self) -> None:
+        """Drop what was collected since the last commit."""
+        self.pending.zero_()
 
     def logits(self, embedding: Tensor, temperature: float) -> Tensor:
         """How near every code is: float32 [..., G, K] for embeddings [..., E], up to a constant a token.
@@ -189,7 +194,7 @@ class VectorQuantizer(Quantizer):
     counts: Tensor  # [G, K] EMA of uses per step, float32 as all state
     sums: Tensor  # [G, K, D] EMA of the sum of the tokens that chose a code
     initialised: Tensor  # [] bool
-    pending: Tensor  # [2 + 2 G K (D + 1)]: `tally`, `collected`, candidates; not in the state dict
+    pending: Tensor  # [2 + 2 G K (D + 1)]: `tally`, `collected`, candidates
 
     def __init__(self, embedding_dim: int, settings: QuantizerSettings) -> None:
         super().__init__(embedding_dim, settings)
@@ -282,9 +287,13 @@ class VectorQuantizer(Quantizer):
             "codebook/error": error,
             "codebook/left_out": self.tally[0].clone(),
         }
-        self.pending.zero_()
-        self._seen = []
+        self.forget()
         return metrics
+
+    def forget(self) -> None:
+        """Drop what was collected since the last commit."""
+        super().forget()
+        self._seen = []
 
     def _error(self, sums: Tensor, counts: Tensor) -> Tensor:
         """Sum of |x - e|^2 over that of |x - mean|^2, from sums: |x|^2 - 2 x.e + |e|^2 needs no tokens."""

@@ -101,10 +101,17 @@ class DistillTask:
         self.dmd.rollout = self.wrapped_student = wrap(self.dmd.rollout, settings.parallel, ranks)
         self.dmd.critic = self.wrapped_critic = wrap(self.dmd.critic, settings.parallel, ranks)
         self.student_optimizer = Optimizer(
-            "student", self.dmd.student, settings.student_optimizer, settings.steps
+            "student",
+            self.dmd.student,
+            settings.student_optimizer,
+            settings.steps,
+            settings.precision,
+            ranks,
         )
         critic_steps = settings.critic_range(settings.steps - 1).stop
-        self.critic_optimizer = Optimizer("critic", self.critic, settings.critic_optimizer, critic_steps)
+        self.critic_optimizer = Optimizer(
+            "critic", self.critic, settings.critic_optimizer, critic_steps, settings.precision, ranks
+        )
         self.ema = Ema(self.dmd.student, settings.ema)
         self.sums = LatentSums(self.config, self.shape, ranks)
         began = [self._starting_statistics(last) for last in range(len(dmd.times))]
@@ -151,11 +158,11 @@ class DistillTask:
             draw, last = self._draw(update, micro, "critic"), micro is micros[-1]
             with sync(self.wrapped_critic, self.ranks, last), self._autocast():
                 loss = self.dmd.critic_loss(draw)
-                (loss.total / len(micros)).backward()
+                self.critic_optimizer.scale(loss.total / len(micros)).backward()
             self.last_loss = loss.total.detach()
             add_share(totals, loss._asdict(), len(micros))
-        norm = self.critic_optimizer.step(update)
-        return {f"critic/{name}": value for name, value in totals.items()} | {"critic/gradient_norm": norm}
+        _, found = self.critic_optimizer.step(update)
+        return {f"critic/{name}": value for name, value in (totals | found).items()}
 
     def _student_update(self, step: int) -> dict[str, float | Tensor]:
         settings, ranks, micros = self.settings, self.ranks, self.batches.of(step)
@@ -171,7 +178,7 @@ class DistillTask:
                     known = self.trajectories.at(rows, draw.last, ranks.device)
                     loss.parts["regression"] = self.dmd.regression_loss(*known, draw.last)
                     descended = descended + settings.dmd.regression_weight * loss.parts["regression"]
-                (descended / len(micros)).backward()
+                self.student_optimizer.scale(descended / len(micros)).backward()
             parts = {f"loss_{name}": value for name, value in loss.parts.items()}
             parts |= {f"pull_{name}": value for name, value in loss.pulls.items()}
             add_share(totals, {"loss": descended, "score_gap": loss.gap} | parts, len(micros))
@@ -179,9 +186,14 @@ class DistillTask:
             self.sums.add(loss.prediction.x0, draw.condition.label, loss.prediction.codes)
         found, loss_everywhere = self.sums.take(), float(ranks.mean(totals["loss"].clone()))
         guarded = self.guard.check(step, draw.last, found, loss_everywhere)
-        norm = self.student_optimizer.step(step)
-        metrics: dict[str, float | Tensor] = {f"student/{name}": value for name, value in totals.items()}
-        metrics |= {"student/gradient_norm": norm} | guarded
+        taken, stepped = self.student_optimizer.step(step)
+        metrics: dict[str, float | Tensor] = {
+            f"student/{name}": value for name, value in (totals | stepped).items()
+        }
+        metrics |= guarded
+        if not taken:
+            self.dmd.student.quantizer.forget()
+            return metrics
         if settings.dmd.codebook == "ema":
             metrics |= self.dmd.student.quantizer.commit(
                 settings.seed, step, ranks.rank, ranks.world, ranks.sum, len(micros)

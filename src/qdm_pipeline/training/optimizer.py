@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from qdm_pipeline.configuration import require, settings
-from qdm_pipeline.errors import DivergenceError
+from qdm_pipeline.models.loss_scale import LossScale, Update
+from qdm_pipeline.models.precision import Precision
+from qdm_pipeline.ranks import Ranks
 from qdm_pipeline.training.muon import Muon
 from qdm_pipeline.training.parallelize import like, reshard, state_of, whole
 
@@ -34,11 +36,20 @@ class OptimizerSettings:
 
 
 class Optimizer:
-    """One or two torch optimizers that step together under one schedule."""
+    """One or two torch optimizers that step together under one schedule and one scale of the loss."""
 
-    def __init__(self, role: str, module: nn.Module, settings: OptimizerSettings, steps: int) -> None:
+    def __init__(
+        self,
+        role: str,
+        module: nn.Module,
+        settings: OptimizerSettings,
+        steps: int,
+        precision: Precision,
+        ranks: Ranks,
+    ) -> None:
         self.role, self.settings = role, settings
         self.steps = steps
+        self.scale = LossScale(precision, ranks.most)
         named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
         hidden = [
             p
@@ -57,28 +68,34 @@ class Optimizer:
             self.optimizers.append(Muon(hidden, settings.muon_lr, momentum=0.95, weight_decay=decay))
         self._peak = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
 
-    def step(self, step: int) -> float:
-        """Clip, update with the learning rate of ``step``, clear; returns the norm before clipping.
+    def step(self, step: int) -> Update:
+        """Clip, update with the learning rate of ``step`` unless the gradients have overflowed, clear.
 
-        Raises `DivergenceError` before any weight moves if the norm is not finite, on all ranks alike.
+        Metrics are the norm before clipping and, in fp16, the scale of the loss. Raises as
+        `LossScale.judge` does, before any weight moves, on all ranks alike.
         """
+        self.scale.undo(self.parameters)
         norm = float(whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)))
-        if not math.isfinite(norm):
-            raise DivergenceError(f"{self.role}, update {step}: not finite: gradient norm is {norm}")
+        update = self.scale.judge(f"{self.role}, update {step}", norm)
         scale = learning_rate_scale(step, self.steps, self.settings.warmup, self.settings.decay)
         for optimizer, peaks in zip(self.optimizers, self._peak, strict=True):
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * scale
-            optimizer.step()
+            if update.taken:
+                optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return norm
+        return update
 
     def state_dict(self) -> dict[str, object]:
-        """State of all optimizers, in whole tensors; called on all ranks."""
-        return {str(index): whole(optimizer.state_dict()) for index, optimizer in enumerate(self.optimizers)}
+        """State of all optimizers, in whole tensors, and the scale; called on all ranks."""
+        moments = {
+            str(index): whole(optimizer.state_dict()) for index, optimizer in enumerate(self.optimizers)
+        }
+        return moments | self.scale.state_dict()
 
-    def load_state_dict(self, state: dict[str, dict[str, Any]]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""
+        self.scale.load_state_dict(state)
         for index, optimizer in enumerate(self.optimizers):
             stored = state[str(index)]
             parameters = [p for group in optimizer.param_groups for p in group["params"]]

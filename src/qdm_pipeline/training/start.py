@@ -106,7 +106,9 @@ class StartTask:
         imitation = Imitation(self.student, job.path)
         spread(self.student, job.parallel, ranks, job.precision)
         self.wrapped = wrap(imitation, job.parallel, ranks)
-        self.optimizer = Optimizer("start", self.student, job.start.optimizer, self.steps)
+        self.optimizer = Optimizer(
+            "start", self.student, job.start.optimizer, self.steps, job.precision, ranks
+        )
         self.ema = Ema(self.student, job.start.ema)
 
     def train_step(self, step: int) -> dict[str, float | Tensor]:
@@ -121,12 +123,13 @@ class StartTask:
             with sync(self.wrapped, self.ranks, micro is micros[-1]), autocast(device, job.precision):
                 error, commitment = self.wrapped(x_t, t, target, condition)
                 loss = error + self.settings.commitment_weight * commitment
-                (loss / len(micros)).backward()
+                self.optimizer.scale(loss / len(micros)).backward()
             totals += torch.stack([error, commitment]).detach() / len(micros)
         self.last_loss = totals
-        norm = self.optimizer.step(step)
-        self.ema.update(self.student, step)
-        return {"error": totals[0], "commitment": totals[1], "gradient_norm": norm}
+        taken, found = self.optimizer.step(step)
+        if taken:
+            self.ema.update(self.student, step)
+        return {"error": totals[0], "commitment": totals[1]} | found
 
     def suspects(self, step: int) -> list[str]:
         """None: what is learnt is made by the teacher, not read from clips."""

@@ -127,7 +127,9 @@ class TeacherTask:
         )
         spread(self.model, settings.parallel, ranks, settings.precision)
         self.wrapped = wrap(self.loss, settings.parallel, ranks)
-        self.optimizer = Optimizer("teacher", self.model, settings.optimizer, settings.steps)
+        self.optimizer = Optimizer(
+            "teacher", self.model, settings.optimizer, settings.steps, settings.precision, ranks
+        )
         self.ema = Ema(self.model, settings.ema)
         self.codebook_log = CodebookLog(self.model.quantizer, ranks)
 
@@ -140,12 +142,15 @@ class TeacherTask:
             draw = generator(settings.seed, step, micro.number, "teacher")
             with sync(self.wrapped, ranks, micro is micros[-1]):
                 losses = self._forward(micro.rows, draw)
-                (losses.total / len(micros)).backward()
+                self.optimizer.scale(losses.total / len(micros)).backward()
             add_share(totals, losses._replace(codes=None)._asdict(), len(micros))
         self.last_loss = totals["total"]
-        norm = self.optimizer.step(step)
+        taken, found = self.optimizer.step(step)
         metrics: dict[str, float | Tensor] = {f"loss/{name}": value for name, value in totals.items()}
-        metrics["gradient_norm"] = norm
+        metrics |= found
+        if not taken:
+            self.model.quantizer.forget()
+            return metrics
         if settings.quantization_weight > 0:
             metrics |= self.model.quantizer.commit(
                 settings.seed, step, ranks.rank, ranks.world, ranks.sum, len(micros)

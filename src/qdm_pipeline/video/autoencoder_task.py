@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qdm_pipeline.configuration import require, require_whole, settings
-from qdm_pipeline.errors import DivergenceError
+from qdm_pipeline.models.loss_scale import LossScale
 from qdm_pipeline.models.precision import Precision, autocast
 from qdm_pipeline.randomness import Batches, MicroBatch, generator
 from qdm_pipeline.ranks import Ranks
@@ -78,6 +78,7 @@ class AutoencoderTask:
         self.model.start_as_pca(self._videos(self._subset(self.rows, PCA_CLIPS)))
         self.model.to(ranks.device)
         self.wrapped = ranks.wrap(self.model)
+        self.scale = LossScale(settings.precision, ranks.most)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), betas=(0.9, 0.99), weight_decay=settings.weight_decay
         )
@@ -89,18 +90,19 @@ class AutoencoderTask:
         for micro in micros:
             with self.ranks.sync(self.wrapped, micro is micros[-1]):
                 error, kl = self._losses(step, micro)
-                ((error + s.kl_weight * kl) / len(micros)).backward()
+                self.scale((error + s.kl_weight * kl) / len(micros)).backward()
             total += torch.stack([error, kl]).detach() / len(micros)
         error, kl = self.last_loss = total
+        self.scale.undo(self.model.parameters())
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), s.clip))
-        if not math.isfinite(norm):
-            raise DivergenceError(f"autoencoder, step {step}: not finite: gradient norm is {norm}")
+        taken, found = self.scale.judge(f"autoencoder, step {step}", norm)
         rate = self._rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.optimizer.step()
+        if taken:
+            self.optimizer.step()
         self.optimizer.zero_grad()
-        return {"error": error, "kl": kl, "gradient_norm": norm, "learning_rate": rate}
+        return {"error": error, "kl": kl} | found | {"learning_rate": rate}
 
     def _losses(self, step: int, micro: MicroBatch) -> tuple[Tensor, Tensor]:
         s, device = self.settings, self.ranks.device
@@ -118,12 +120,14 @@ class AutoencoderTask:
 
     def state_dict(self) -> dict[str, Any]:
         """What an exact resume needs."""
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return state | self.scale.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.scale.load_state_dict(state)
 
     def export(self, directory: Path) -> dict[str, Any]:
         """Measure the statistics of the train split's latents, write the model; returns ``psnr`` by split."""
