@@ -42,3 +42,4 @@ def test_auto_takes_what_the_processor_multiplies(monkeypatch, caplog, capabilit
 def test_a_named_precision_is_taken_whatever_the_processor(monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {})
     assert product_dtype("bf16") == torch.bfloat16 and product_dtype("fp32") == torch.float32
+    assert product_dtype("fp16") == torch.float16

@@ -29,12 +29,13 @@ def make_run(latents, teacher_settings, distill_settings, make_teacher, tmp_path
     (tmp_path / "teacher").mkdir()
     make_teacher().export(tmp_path / "teacher")
 
-    def make(kind, strategy, folder):
+    def make(kind, strategy, folder, **changes):
         parallel = {"strategy": strategy, "offload_teacher": strategy == "fsdp", "compile": False}
         common = dict(
             batch=8, micro_batch=2, steps=STEPS, parallel=parallel,
             checkpoint={"every": 5, "keep_last": 2, "keep_every": None},
         )  # fmt: skip
+        common |= changes
         inputs = {"latents": Handle("latents", latents.directory, "l")}
         if kind == "teacher":
             # a codebook of few, far codes: choices near a border would turn rounding into jumps
@@ -88,3 +89,17 @@ def test_two_ranks_then_one_then_two_make_one_training(make_run):
         assert checkpoint.latest(changed.directory).step == reached
     assert train(changed, 2).returncode == 0
     assert_alike(changed, whole)
+
+
+@pytest.mark.parametrize(("kind", "strategy"), [("teacher", "ddp"), ("teacher", "fsdp"), ("student", "fsdp")])
+def test_an_overflow_on_one_rank_is_skipped_by_all(make_run, kind, strategy):
+    # what ranks hold, scales included, is compared before every checkpoint
+    run = make_run(kind, strategy, strategy, precision="fp16", steps=12)
+    at = 6 if kind == "teacher" else 4 * 6 + 3  # three updates of the critic come before one of the student
+    done = train(run, 2, f'{{"rank": 1, "moment": "update", "at": {at}, "how": "overflow"}}')
+    assert done.returncode == 0, done.stderr
+    prefix = "" if kind == "teacher" else "student/"
+    rows = run.metrics()
+    scales = [row[f"{prefix}loss_scale"] for row in rows]
+    assert f"{prefix}gradient_norm" not in rows[6] and scales[6] == scales[5] / 2
+    assert len(rows) == 12 and f"{prefix}gradient_norm" in rows[7]

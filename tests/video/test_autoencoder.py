@@ -1,3 +1,4 @@
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -102,6 +103,23 @@ def test_resumed_training_is_the_same_training(demo_clips: ShardSet, tmp_path: P
     second = AutoencoderTask(SETTINGS, demo_clips, Ranks())
     second.load_state_dict(torch.load(tmp_path / "state.pt"))
     assert trained(second, 3, 6) == expected[3:]
+
+
+def test_float16_follows_float32_and_an_overflow_is_skipped(demo_clips: ShardSet) -> None:
+    expected = trained(AutoencoderTask(SETTINGS, demo_clips, Ranks()), 0, 6)
+    whole, second = (
+        AutoencoderTask(replace(SETTINGS, precision="fp16"), demo_clips, Ranks()) for _ in range(2)
+    )
+    for task in (whole, second):
+        task.scale.value = 2.0**10  # at which nothing overflows by itself
+    found = trained(whole, 0, 6)
+    assert found != expected and found == pytest.approx(expected, rel=0.02)
+    weight = next(whole.model.parameters())
+    before, handle = weight.detach().clone(), weight.register_hook(lambda gradient: gradient * torch.inf)
+    assert whole.train_step(6)["loss_scale"] == 2.0**9 and torch.equal(weight, before)
+    handle.remove()
+    second.load_state_dict(copy.deepcopy(whole.state_dict()))
+    assert trained(second, 7, 9) == trained(whole, 7, 9)
 
 
 def test_save_and_load_are_bit_identical(tmp_path: Path) -> None:

@@ -36,6 +36,9 @@ def strike(subject=None):
 
             weight = subject.model.patch_in.weight.data.view(-1)
             weight[3] = torch.nextafter(weight[3], torch.tensor(math.inf))
+        case "overflow":  # of this rank alone: after ranks have averaged
+            gradient = subject.parameters[0].grad
+            getattr(gradient, "_local_tensor", gradient).view(-1)[0] = math.inf
     time.sleep(0.01)
 
 
@@ -55,6 +58,7 @@ def install(moment, at):
     from qdm_pipeline import files
     from qdm_pipeline.training import checkpoint, loop
     from qdm_pipeline.training.distill import DistillTask
+    from qdm_pipeline.training.optimizer import Optimizer
     from qdm_pipeline.training.teacher import TeacherTask
 
     if moment == "step":
@@ -68,6 +72,8 @@ def install(moment, at):
         loop.Progress.step = step
     elif moment == "between":  # the critic's updates and the student's
         before(DistillTask, "_student_update", at)
+    elif moment == "update":
+        before(Optimizer, "step", at, subject=True)
     elif moment == "weights":
         before(TeacherTask, "train_step", at, subject=True)
     else:  # inside a save: what has been done already
