@@ -34,7 +34,8 @@ from qdm_pipeline.launch.settings import ALONE
 from qdm_pipeline.run import Run
 
 logging.basicConfig(level=logging.INFO, format="%(message)s")
-launch = replace(ALONE, nodes=None, max_restarts=int(sys.argv[2]), node_timeout=300, collective_timeout=10)
+launch = replace(ALONE, nodes=None, max_restarts=int(sys.argv[2]), node_timeout=300,
+                 collective_timeout=int(sys.argv[3]))
 place = find_place(launch)
 if not place.leads:
     sys.exit(follow(place, 1, launch))
@@ -89,13 +90,13 @@ def alone(make_run):
     return run.result().digest
 
 
-def start(run, restarts=0, node=None, port=0):
+def start(run, restarts=0, node=None, port=0, timeout=10):
     """The command of one node (of the only one) in a process group; its output goes to a file."""
     place = (
         {} if node is None else {"QDM_NODES": "2", "QDM_NODE": str(node), "QDM_ENDPOINT": f"localhost:{port}"}
     )
     log = run.directory / f"log-{node}-{time.monotonic_ns()}"
-    command = [sys.executable, "-c", PROGRAM, str(run.file), str(restarts)]
+    command = [sys.executable, "-c", PROGRAM, str(run.file), str(restarts), str(timeout)]
     process = subprocess.Popen(
         command, env=os.environ | place, stdout=log.open("w"), stderr=subprocess.STDOUT
     )
@@ -164,15 +165,10 @@ def kill_a_node(make_run, name, victim, step):
     return run.result().digest
 
 
-def test_a_killed_node_that_comes_back_changes_nothing(make_run, alone):
-    assert kill_a_node(make_run, "node", 1, 40) == alone
-
-
-@pytest.mark.faults
-@pytest.mark.parametrize("seed", range(10))
-def test_any_node_killed_at_any_step(make_run, alone, seed):
-    draw = random.Random(seed)
-    assert kill_a_node(make_run, f"nodes-{seed}", seed % 2, draw.randrange(15, STEPS - 30)) == alone
+@pytest.mark.rounds(10)
+def test_a_node_killed_at_any_step_that_comes_back_changes_nothing(make_run, alone, number):
+    step = random.Random(number).randrange(15, STEPS - 30)
+    assert kill_a_node(make_run, f"nodes-{number}", 1 - number % 2, step) == alone
 
 
 def stop(make_run, name, step, target):
@@ -198,16 +194,11 @@ def stop(make_run, name, step, target):
     return run.result().digest
 
 
-def test_sigterm_saves_and_stops(make_run, alone):
-    assert stop(make_run, "term", 33, lambda process, ranks: process.pid) == alone
-
-
-@pytest.mark.faults
-@pytest.mark.parametrize("seed", range(10))
-def test_sigterm_to_any_process(make_run, alone, seed):
-    draw = random.Random(seed)
+@pytest.mark.rounds(10)
+def test_sigterm_to_any_process_saves_and_stops(make_run, alone, number):
+    step = random.Random(number).randrange(5, STEPS - 60)
     targets = [lambda process, _: process.pid, lambda _, ranks: ranks[0], lambda _, ranks: ranks[1]]
-    assert stop(make_run, f"term-{seed}", draw.randrange(5, STEPS - 60), targets[seed % 3]) == alone
+    assert stop(make_run, f"term-{number}", step, targets[number % 3]) == alone
 
 
 @pytest.mark.faults
@@ -233,14 +224,15 @@ def test_a_killed_process_ends_all_and_loses_nothing(make_run, alone, victim):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_stands_still_is_named(make_run, rank, nodes):
     run, port = make_run(f"still-{rank}-{nodes}"), free_port()
-    processes = [start(run)] if nodes == 1 else [start(run, 0, node, port) for node in (0, 1)]
+    places = [None] if nodes == 1 else [0, 1]
+    processes = [start(run, 0, node, port, timeout=30) for node in places]
     wait_until(lambda: step_of(run) >= 20 and len(workers(run)) == 2, processes[0])
     began, pid = time.monotonic(), workers(run)[rank]
     os.kill(pid, signal.SIGSTOP)
-    assert processes[0].wait(60) == 1
+    assert processes[0].wait(90) == 1
     seconds, told = time.monotonic() - began, said(processes[0])
     assert f"rank {rank} did not come (process {pid} on {socket.gethostname()} is stopped)" in told
-    assert "though others waited 10 s" in told and seconds < 10 + 15
+    assert "though others waited 30 s" in told and seconds <= 45
     assert [process.wait(20) for process in processes[1:]] == [1] * (nodes - 1)
     assert not workers(run)
-    print(f"rank {rank} of {nodes} node(s) stopped: named, all ended {seconds:.1f} s later (timeout 10 s)")
+    print(f"rank {rank} of {nodes} node(s) stopped: named, all ended {seconds:.1f} s later (timeout 30 s)")

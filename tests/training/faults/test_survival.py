@@ -1,7 +1,6 @@
 """Real processes, real signals: whatever happens, the same command ends with the run that would have been.
 
-"Identical" is a SHA-256 over weights, averages, optimizers, codebook and counters at the last step. A few
-rounds of each fault run with the other tests; all of them with ``make faults``.
+"Identical" is a SHA-256 over weights, averages, optimizers, codebook and counters at the last step.
 """
 
 import json
@@ -29,11 +28,6 @@ PROGRAM = (
     "from qdm_pipeline.run import Run; run_job(Run.read(Path(sys.argv[1])), 2)"
 )
 STEPS, EVERY = 12, 2
-
-
-def rounds(total):
-    """Numbers of rounds, of which all but the first are left to ``make faults``."""
-    return [0, *(pytest.param(number, marks=pytest.mark.faults) for number in range(1, total))]
 
 
 @pytest.fixture
@@ -115,7 +109,7 @@ def assert_survives(make_run, kind, expected=None, **fault):
     return time.monotonic() - began
 
 
-@pytest.mark.parametrize("number", rounds(25))
+@pytest.mark.rounds(50)
 @pytest.mark.parametrize("kind", ["teacher", "student"])
 def test_a_rank_killed_at_any_step(make_run, kind, number):
     draw = random.Random(number)
@@ -125,14 +119,15 @@ def test_a_rank_killed_at_any_step(make_run, kind, number):
     )
 
 
-MOMENTS = ["copied", "opened", "written", "digested", "described", "renamed", "dropping"]
+MOMENTS = ["written", "dropping"] + [
+    pytest.param(moment, marks=pytest.mark.faults)
+    for moment in ("copied", "opened", "digested", "described", "renamed")
+]
 
 
-@pytest.mark.parametrize("number", rounds(8))
+@pytest.mark.rounds(8)
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_killed_inside_a_save(make_run, moment, number):
-    if number == 0 and moment not in ("written", "dropping"):
-        pytest.skip("left to make faults")
     at = number % 4 if moment != "described" else 1 + number % 4
     run = make_run("teacher", "hurt")
     status, said = finish(start(run, rank=0, moment=moment, at=at, how="kill"))
@@ -145,7 +140,30 @@ def test_killed_inside_a_save(make_run, moment, number):
     assert state(run) == undisturbed(make_run, "teacher")
 
 
-@pytest.mark.parametrize("number", rounds(20))
+@pytest.mark.rounds(40)
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(make_run, number):
+    draw = random.Random(number)
+    run = make_run("teacher", "hurt")
+    status, said = finish(start(run, rank=0, moment="step", at=draw.randrange(8, STEPS), how="kill"))
+    newest = checkpoint.latest(run.directory)
+    assert status != 0 and newest.step >= 4, said
+    file = newest.path / draw.choice(["state.pt", "manifest.json"])
+    content, place = bytearray(file.read_bytes()), draw.randrange(file.stat().st_size * 9 // 10)
+    match number % 3:
+        case 0:
+            content[place] ^= 1 << draw.randrange(8)
+            file.write_bytes(content)
+        case 1:
+            file.write_bytes(content[:place])
+        case 2:
+            file.unlink()
+    assert checkpoint.latest(run.directory).step == newest.step - EVERY
+    status, said = finish(start(run))
+    assert status == 0, said
+    assert state(run) == undisturbed(make_run, "teacher")
+
+
+@pytest.mark.rounds(20)
 def test_killed_between_critic_and_student(make_run, number):
     draw = random.Random(number)
     assert_survives(
