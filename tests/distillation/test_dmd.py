@@ -7,7 +7,9 @@ from torch import nn
 from qdm_pipeline.diffusion.sampler import ddim, renoise
 from qdm_pipeline.diffusion.schedule import Schedule
 from qdm_pipeline.distillation.denoising import Denoising
+from qdm_pipeline.distillation.dmd import Draw
 from qdm_pipeline.distillation.rollout import Rollout
+from qdm_pipeline.models.precision import autocast
 from qdm_pipeline.models.predictor import Condition
 
 SHAPE = (2, 3, 1, 2, 2)
@@ -110,6 +112,19 @@ def test_the_adversarial_pull_is_the_gradient_of_the_adversarial_loss(make, draw
     (2.0 * nn.functional.softplus(-dmd.discriminator(features, 0)).mean()).backward()
     for a, b in zip(dmd.student.parameters(), plain.student.parameters(), strict=True):
         assert torch.allclose(a.grad, b.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_the_adversarial_pull_is_kept_in_float16(make):
+    # each of many positions has a small share in the mean, of which float16 would keep a bit or none
+    dmd, shape = make(gan={"student_weight": 0.1}), (16, 3, 1, 16, 16)
+    normal = torch.Generator().manual_seed(0)
+    noise, noises = (torch.randn(n, *shape, generator=normal) for n in (1, 3))
+    draw = Draw(noise, 0, torch.full((16,), 0.5), noises, Condition(torch.arange(16) % 2), None)
+    pulls = []
+    for precision in ("fp32", "fp16"):
+        with autocast(torch.device("cpu"), precision):
+            pulls.append(dmd._look(noise[0].clone(), draw)[2])
+    assert (pulls[1] - pulls[0]).norm() < 0.01 * pulls[0].norm()
 
 
 def test_four_steps_keep_no_more_than_one_and_scores_keep_nothing(make, draw, predictor):
