@@ -10,10 +10,11 @@ from qdm_pipeline.errors import DivergenceError
 from qdm_pipeline.models import loss_scale
 from qdm_pipeline.models.loss_scale import LEAST, START, LossScale
 from qdm_pipeline.models.precision import autocast
+from qdm_pipeline.ranks import Ranks
 
 
 def alone(precision="fp16"):
-    return LossScale(precision, lambda tensor: tensor)
+    return LossScale(precision, Ranks())
 
 
 def gradient(scale):
@@ -79,13 +80,19 @@ def test_a_loss_that_is_not_finite_is_no_overflow():
 def test_ranks_decide_as_one():
     verdicts = []
 
-    def most(tensor):  # of the ranks so far and this one
-        verdicts.append(tensor.clone())
-        return tensor.copy_(torch.stack(verdicts).amax(0))
+    class Two(Ranks):
+        def most(self, tensor):  # of the ranks so far and this one
+            verdicts.append(tensor.clone())
+            return tensor.copy_(torch.stack(verdicts).amax(0))
 
-    ranks = [LossScale("fp16", most) for _ in range(2)]
+    ranks = [LossScale("fp16", Two(rank, 2)) for rank in range(2)]
     assert not ranks[0].judge("x", math.inf).taken and not ranks[1].judge("x", 1.0).taken
     assert ranks[0].value == ranks[1].value == START / 2
+
+
+def test_micro_batches_are_scaled_alike_on_any_number_of_ranks():
+    alone, two = (LossScale("fp16", Ranks(0, world)) for world in (1, 2))
+    assert alone(torch.tensor(3.0) / 4) == two(torch.tensor(3.0) / 2)  # of four micro-batches
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "auto"])

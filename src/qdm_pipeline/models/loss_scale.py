@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from qdm_pipeline.errors import DivergenceError
 from qdm_pipeline.models.precision import Precision
+from qdm_pipeline.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
@@ -32,23 +33,22 @@ class LossScale:
     place of torch's GradScaler, which decides for each torch optimizer, and each rank, by itself.
     """
 
-    def __init__(self, precision: Precision, most: Callable[[Tensor], Tensor]) -> None:
-        """``most`` takes the largest of every element over all ranks, in place."""
-        self.needed, self._most = precision == "fp16", most
+    def __init__(self, precision: Precision, ranks: Ranks) -> None:
+        self.needed, self._ranks = precision == "fp16", ranks
         self.value, self.calm = START if self.needed else 1.0, 0
         self._broken = torch.tensor(False)  # whether a loss of this update was not finite, on its device
 
     def __call__(self, loss: Tensor) -> Tensor:
-        """What to call backward on."""
+        """What to call backward on, for a micro-batch's share of this rank's loss."""
         if not self.needed:
             return loss
         self._broken = ~loss.detach().isfinite() | self._broken
-        return loss * self.value
+        return loss * self._factor
 
     def undo(self, parameters: Iterable[Tensor]) -> None:
         """Divide the gradients, accumulated and averaged over ranks, by the scale: before clipping."""
         if self.needed:
-            torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], 1 / self.value)
+            torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], 1 / self._factor)
 
     def judge(self, when: str, norm: float) -> Update:
         """Move the scale; on all ranks alike, whether to take an update whose gradient has this norm.
@@ -61,7 +61,7 @@ class LossScale:
                 raise DivergenceError(f"{when}: not finite: gradient norm is {norm}")
             return Update(True, {"gradient_norm": norm})
         found = torch.tensor([float(self._broken), float(not math.isfinite(norm))])
-        broken, overflow = self._most(found).bool().tolist()
+        broken, overflow = self._ranks.most(found).bool().tolist()
         self._broken = torch.tensor(False)
         if broken:
             raise DivergenceError(f"{when}: not finite: the loss")
@@ -78,6 +78,14 @@ class LossScale:
         self.value, self.calm = self.value / 2, 0
         logger.info("%s: float16 gradients overflow; skipped, loss scale now %g", when, self.value)
         return Update(False, {"loss_scale": self.value})
+
+    @property
+    def _factor(self) -> float:
+        """Of a rank's loss: its micro-batches weigh in it what they do among those of all ranks.
+
+        Then what overflows is the same on any number of ranks.
+        """
+        return self.value / self._ranks.world
 
     def state_dict(self) -> dict[str, Tensor]:
         """``loss_scale``, scale and updates without overflow, as a tensor [2]; empty where none is needed."""

@@ -49,7 +49,7 @@ class Optimizer:
     ) -> None:
         self.role, self.settings = role, settings
         self.steps = steps
-        self.scale = LossScale(precision, ranks.most)
+        self.scale = LossScale(precision, ranks)
         named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
         hidden = [
             p

@@ -78,7 +78,7 @@ class AutoencoderTask:
         self.model.start_as_pca(self._videos(self._subset(self.rows, PCA_CLIPS)))
         self.model.to(ranks.device)
         self.wrapped = ranks.wrap(self.model)
-        self.scale = LossScale(settings.precision, ranks.most)
+        self.scale = LossScale(settings.precision, ranks)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), betas=(0.9, 0.99), weight_decay=settings.weight_decay
         )
