@@ -47,6 +47,7 @@ for file in sys.argv[1:]:
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
+    notebook.metadata.language_info = {"name": "python"}
     nbformat.write(notebook, file)
 endef
 export STRIP
