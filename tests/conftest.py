@@ -11,6 +11,7 @@ os.environ["KEDRO_DISABLE_TELEMETRY"] = "1"
 import shutil  # noqa: E402
 from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -18,7 +19,7 @@ import torch  # noqa: E402
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).parents[1]
-KedroRun = Callable[[Path, str], None]
+KedroRun = Callable[..., None]  # (project, pipeline), and options of `KedroSession.run`
 
 
 @pytest.fixture(scope="session")
@@ -27,12 +28,12 @@ def kedro_run() -> KedroRun:
     from kedro.framework.project import configure_project
     from kedro.framework.session import KedroSession
 
-    def run(project: Path, pipeline: str) -> None:
+    def run(project: Path, pipeline: str, **options: Any) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(project)
             configure_project("qdm_pipeline")
             with KedroSession.create(project, env="tiny") as session:
-                session.run(pipeline_names=[pipeline])
+                session.run(pipeline_names=[pipeline], **options)
 
     return run
 
