@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 
 export OMP_NUM_THREADS := 1
 
-.PHONY: install demo test faults lint bench bench-gpu clean
+.PHONY: install demo test faults lint strip bench bench-gpu clean
 .DEFAULT_GOAL := install
 
 install: $(INSTALLED)
@@ -36,6 +36,21 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+strip: install  # git holds notebooks without what they printed
+	$(BIN)/python -c "$$STRIP" notebooks/*.ipynb
+
+define STRIP
+import sys, nbformat
+for file in sys.argv[1:]:
+    notebook = nbformat.read(file, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    notebook.metadata.language_info = {"name": "python"}
+    nbformat.write(notebook, file)
+endef
+export STRIP
 
 bench: install
 	@test -f benchmarks/$(SUBJECT).py || { echo "make bench SUBJECT=x, x one of:" $(filter-out harness gpu __init__,$(basename $(notdir $(wildcard benchmarks/*.py)))); exit 2; }

@@ -1,4 +1,4 @@
-"""For all tests: one thread, and how many rounds a fault is tried.
+"""For all tests: one thread, how many rounds a fault is tried, and a tiny project that has run once.
 
 One thread: two OpenMP threads on a busy two-core machine are many times slower than one.
 """
@@ -7,6 +7,11 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["KEDRO_DISABLE_TELEMETRY"] = "1"
+
+import shutil  # noqa: E402
+from collections.abc import Callable  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -23,3 +28,36 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         later = range(1, min(marker.args[0], FAULT_ROUNDS or marker.args[0]))
         marked = [pytest.param(number, marks=pytest.mark.faults) for number in later]
         metafunc.parametrize("number", [0, *marked])
+
+
+ROOT = Path(__file__).parents[1]
+KedroRun = Callable[..., None]  # (project, pipeline), and options of `KedroSession.run`
+
+
+@pytest.fixture(scope="session")
+def kedro_run() -> KedroRun:
+    """Runs a pipeline of the tiny project in a folder."""
+    from kedro.framework.project import configure_project
+    from kedro.framework.session import KedroSession
+
+    def run(project: Path, pipeline: str, **options: Any) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(project)
+            configure_project("qdm_pipeline")
+            with KedroSession.create(project, env="tiny") as session:
+                session.run(pipeline_names=[pipeline], **options)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory, kedro_run: KedroRun) -> Path:
+    """A project of its own that shares code and configuration with this one, after one run of everything."""
+    project = tmp_path_factory.mktemp("project")
+    shutil.copytree(ROOT / "conf", project / "conf", ignore=shutil.ignore_patterns("local"))
+    shutil.copytree(ROOT / "tests/tiny", project / "conf/tiny")
+    shutil.copy(ROOT / "pyproject.toml", project)  # by which Kedro knows the project's folder
+    (project / "src").mkdir()
+    kedro_run(project, "demo_data")
+    kedro_run(project, "__default__")
+    return project

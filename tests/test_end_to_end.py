@@ -3,13 +3,11 @@
 import json
 import logging
 import re
-import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from kedro.framework.project import configure_project
-from kedro.framework.session import KedroSession
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from safetensors.torch import load_file
@@ -17,25 +15,6 @@ from safetensors.torch import load_file
 from qdm_pipeline import QuantizedVideoPipeline
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project of its own that shares code and configuration with this one, after one run of everything."""
-    project = tmp_path_factory.mktemp("project")
-    shutil.copytree(ROOT / "conf", project / "conf", ignore=shutil.ignore_patterns("local"))
-    shutil.copytree(ROOT / "tests/tiny", project / "conf/tiny")
-    kedro_run(project, "demo_data")
-    kedro_run(project, "__default__")
-    return project
-
-
-def kedro_run(project: Path, pipeline: str) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(project)
-        configure_project("qdm_pipeline")
-        with KedroSession.create(project, env="tiny") as session:
-            session.run(pipeline_names=[pipeline])
 
 
 def runs(project: Path) -> list[Run]:
@@ -98,7 +77,9 @@ def test_the_exported_student_makes_the_samples_of_the_run(project: Path) -> Non
     assert torch.equal(pipe(count=30).codes, samples["codes"])
 
 
-def test_the_same_command_again_does_nothing_twice(project: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_same_command_again_does_nothing_twice(
+    project: Path, kedro_run: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
     weights = sorted(project.glob("data/*/*/**/*.safetensors"))
     before = [path.stat().st_mtime_ns for path in weights]
     with caplog.at_level(logging.INFO, logger="qdm_pipeline"):
@@ -112,13 +93,12 @@ def test_the_same_command_again_does_nothing_twice(project: Path, caplog: pytest
     assert [point.step for point in curve] == [2, 4]
 
 
-def test_only_missing_outputs_are_made(project: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_only_missing_outputs_are_made(
+    project: Path, kedro_run: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
     (project / "data/08_reporting/student_samples.webp").unlink()
-    with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.INFO):
-        patch.chdir(project)
-        configure_project("qdm_pipeline")
-        with KedroSession.create(project, env="tiny") as session:
-            session.run(pipeline_names=["__default__"], only_missing_outputs=True)
+    with caplog.at_level(logging.INFO):
+        kedro_run(project, "__default__", only_missing_outputs=True)
     ran = [record.message for record in caplog.records if record.message.startswith("Running node")]
     assert ["sample_student" in message for message in ran] == [True]
     assert (project / "data/08_reporting/student_samples.webp").exists()
