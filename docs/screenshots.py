@@ -30,7 +30,14 @@ BIN = Path(sys.executable).parent
 VIZ, MLFLOW = "http://127.0.0.1:4151", "http://127.0.0.1:5051"
 STORE = "sqlite:///mlflow.db"
 PATIENCE = 12_000  # milliseconds until a page is taken to be still
-HINTS = ("text=Dismiss", 'div:has(> :text("1 of 6")) >> button >> nth=0')  # of Kedro-Viz
+HINTS = ("text=Dismiss",)  # of Kedro-Viz
+NO_TOUR = """() => {
+    const number = [...document.querySelectorAll("*")].find((e) => /^\\d of \\d$/.test(e.textContent.trim()));
+    let box = number;
+    while (box && box.parentElement.offsetWidth < 500 && box.parentElement.offsetHeight < 500)
+        box = box.parentElement;
+    if (box) box.style.visibility = "hidden";
+}"""  # it lies over the page, once a browser
 ASSISTANT = ('[aria-label="Close"]',)  # of MLflow
 
 
@@ -60,6 +67,7 @@ def shoot(browser: Browser, url: str, file: Path, size: tuple[int, int], *clicks
         for found in page.locator(selector).all()[:1]:
             found.click(force=True)
             page.wait_for_timeout(PATIENCE // 8)
+    page.evaluate(NO_TOUR)
     page.screenshot(path=file)
     page.close()
     print(file)
