@@ -1,8 +1,10 @@
 """Settings: frozen dataclasses without defaults, so that a value lives in one place, the conf folder."""
 
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from types import UnionType
 from typing import Any, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
+
+from qdm_pipeline.errors import InputError
 
 T = TypeVar("T")
 
@@ -33,8 +35,20 @@ def require_whole(batch: int, micro_batch: int) -> None:
 
 
 def build(cls: type[T], value: dict[str, Any]) -> T:
-    """A (nested) settings dataclass from the JSON-like values that `plain` wrote."""
+    """A (nested) settings dataclass from the JSON-like values that `plain` wrote.
+
+    Raises `InputError` if they are not those of this version of the class.
+    """
     hints = get_type_hints(cls)
+    unknown = sorted(value.keys() - hints)
+    needed = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}  # type: ignore[arg-type]
+    missing = sorted(needed - value.keys())
+    if unknown or missing:
+        found = [f"{what} {names}" for what, names in (("unknown", unknown), ("missing", missing)) if names]
+        raise InputError(
+            f"{cls.__name__}: {', '.join(found)}; what is stored was made by another version of this "
+            "project, make it again"
+        )
     return cls(**{name: _convert(hints[name], item) for name, item in value.items()})
 
 

@@ -9,7 +9,7 @@ from kedro.pipeline import node, pipeline
 from pluggy import PluginManager
 
 from qdm_pipeline import parameters
-from qdm_pipeline.configuration import require, settings
+from qdm_pipeline.configuration import build, require, settings
 from qdm_pipeline.errors import InputError
 from qdm_pipeline.launch.world import WorldSize
 from qdm_pipeline.settings import CONFIG_LOADER_ARGS
@@ -107,3 +107,30 @@ def test_the_file_of_the_environment_or_the_command_line_is_named(conf: Path) ->
         _ = context(conf).params
     with pytest.raises(InputError, match=r"^--params: teacher.steps: found 'y'"):
         _ = context(conf, {"teacher": {"steps": "y"}}).params
+
+
+@pytest.mark.parametrize(
+    ("stored", "said"),
+    [
+        (
+            {"rate": 0.1, "old": 1},
+            r"^Stored: unknown \['old'\], missing \['kind'\]; what is stored was made by",
+        ),
+        ({"rate": 0.1, "kind": {"size": 1}}, r"^Kind: unknown \['size'\], missing \['name'\]"),
+    ],
+)
+def test_what_another_version_has_stored_is_refused(stored: dict[str, object], said: str) -> None:
+    @settings
+    class Kind:
+        name: str
+
+    @settings
+    class Stored:
+        kind: Kind
+        rate: float
+        extra: int = 0
+
+    Stored.__annotations__["kind"] = Kind  # a class inside of a function has no name that hints could find
+    assert build(Stored, {"kind": {"name": "a"}, "rate": 0.1}) == Stored(kind=Kind(name="a"), rate=0.1)
+    with pytest.raises(InputError, match=said):
+        build(Stored, stored)
