@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from qdm_pipeline.files import read_json
 
@@ -101,6 +102,24 @@ def register(client: Any, experiment: str, run_id: str, name: str, directory: Pa
             signature=ModelSignature(Schema([ColSpec("string", "asked")]), params=params),
             registered_model_name=name,
         )
+
+
+def pages(config: dict[str, Any]) -> str:
+    """Where MLflow's pages are: at its server, or where ``kedro open mlflow`` serves them."""
+    uri: str = config["tracking_uri"]
+    return uri if uri.startswith("http") else "http://127.0.0.1:5000"
+
+
+def comparison_page(project: Path, config: dict[str, Any], parent: str) -> str:
+    """The address of the page that compares the runs that belong to another one."""
+    client = _client(project, config)
+    experiment = experiment_id(client, project, config)
+    runs = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
+    ids, experiments = (
+        quote(json.dumps(each, separators=(",", ":")))
+        for each in ([run.info.run_id for run in runs], [experiment])
+    )
+    return f"{pages(config)}/#/compare-runs?runs={ids}&experiments={experiments}"
 
 
 def _client(project: Path, config: dict[str, Any]) -> Any:

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from qdm_pipeline.errors import DivergenceError, InputError, WorkerError
 from qdm_pipeline.evaluation.figures import sweep_figure
 from qdm_pipeline.files import read_json, write_atomic, write_json
-from qdm_pipeline.mlflow_runs import PARENT, finish, log_files, start
+from qdm_pipeline.mlflow_runs import PARENT, comparison_page, finish, log_files, start
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +87,7 @@ def sweep(project: Path, axes: Sequence[str], pipelines: Sequence[str], env: str
         del os.environ[PARENT]
         failed = len(results) < len(points) or any(result.error for result in results)
         finish(project, config, parent, "FAILED" if failed else "FINISHED")
+    logger.info("MLflow, its runs compared: %s", comparison_page(project, config, parent))
     return results
 
 

@@ -14,13 +14,12 @@ from kedro.pipeline import Pipeline
 
 from qdm_pipeline.configuration import plain
 from qdm_pipeline.errors import InputError
-from qdm_pipeline.mlflow_runs import PARENT, absolute, experiment_id, log_dataset, monitor, register
+from qdm_pipeline.mlflow_runs import PARENT, absolute, experiment_id, log_dataset, monitor, pages, register
 from qdm_pipeline.revision import changed, commit
 
 logger = logging.getLogger(__name__)
 
 BOARDS = {"tensorboard": ("tensorboard", "QDM_TENSORBOARD"), "wandb": ("wandb", "QDM_WANDB")}
-LOCAL = "http://127.0.0.1:5000"
 CHART = "workflowType=machine_learning&compareRunsMode=CHART"
 
 
@@ -120,8 +119,7 @@ class MLflowHook:
         """Close the MLflow run and say where to look at it."""
         run_id = self._run_id
         self._end("FINISHED")
-        uri = self._config["tracking_uri"]
-        place = f"{uri if uri.startswith('http') else LOCAL}/#/experiments/{self._experiment}"
+        place = f"{pages(self._config)}/#/experiments/{self._experiment}"
         logger.info("MLflow, this run: %s/runs/%s", place, run_id)
         logger.info("MLflow, all runs: %s/runs?%s (`kedro open mlflow` serves both)", place, CHART)
 

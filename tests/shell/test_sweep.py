@@ -1,10 +1,12 @@
 """``kedro sweep``: a grid is run point by point, under one MLflow run, and summed up."""
 
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, unquote
 
 import pytest
 from click.testing import CliRunner
@@ -17,6 +19,8 @@ from qdm_pipeline.errors import DivergenceError, InputError
 from qdm_pipeline.mlflow_runs import PARENT
 
 ROOT = Path(__file__).parents[2]
+
+PARENT_TAG = "mlflow.parentRunId"
 
 
 def test_a_grid_is_every_combination_and_joined_parameters_move_together() -> None:
@@ -67,18 +71,26 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_command_runs_every_point_under_one_run_and_tells_failures(
-    project: Path, monkeypatch: pytest.MonkeyPatch
+    project: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     seen: list[tuple[Any, ...]] = []
+    children: list[str] = []
 
     def run(project: Path, point: Any, pipelines: Any, env: Any, metrics: Path) -> sweeps.Result:
         seen.append((point, list(pipelines), os.environ[PARENT]))
+        child = MlflowClient(f"sqlite:///{project}/mlflow.db").create_run("1", tags={PARENT_TAG: seen[-1][2]})
+        children.append(child.info.run_id)
         if point["distill.seed"] == 1:
             return sweeps.Result(point, "DivergenceError: student, update 3: collapse", [])
         return sweeps.Result(point, None, [{"name": "student", "nfe": 4, "frechet": 3.0, "accuracy": 0.5}])
 
     monkeypatch.setattr(sweeps, "_run", run)
-    done = CliRunner().invoke(cli, ["sweep", "distill.seed=0,1", "-p", "distill"])
+    with caplog.at_level(logging.INFO, logger="qdm_pipeline"):
+        done = CliRunner().invoke(cli, ["sweep", "distill.seed=0,1", "-p", "distill"])
+    address = unquote(caplog.messages[-1].rpartition(" ")[2])
+    query = parse_qs(address.partition("?")[2])
+    assert address.startswith("http://127.0.0.1:5000/#/compare-runs?") and query["experiments"] == ['["1"]']
+    assert sorted(json.loads(query["runs"][0])) == sorted(children)
     assert done.exit_code == 1 and "collapse" in done.output and "| student | all | 1 |" in done.output
     assert [(point, names) for point, names, _ in seen] == [
         ({"distill.seed": 0}, ["distill"]), ({"distill.seed": 1}, ["distill"]),
