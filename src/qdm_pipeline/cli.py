@@ -1,5 +1,6 @@
 """The project's own commands beside Kedro's. What they need is imported when they run."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,25 @@ def compare(evaluations: tuple[Path, ...]) -> None:
         click.echo(comparison(evaluations), nl=False)
     except InputError as error:
         raise click.ClickException(str(error)) from None
+
+
+@cli.command(epilog="Example: kedro export my-student")
+@click.argument("directory", type=click.Path(path_type=Path))
+def export(directory: Path) -> None:
+    """Copy the student of the last run into a new DIRECTORY, with all that it needs to sample.
+
+    There QuantizedVideoPipeline.from_pretrained(DIRECTORY) loads it, without Kedro.
+    """
+    from qdm_pipeline.files import directory_atomic, read_json
+
+    handle = Path.cwd() / "data/06_models/student_export.json"
+    if not handle.exists():
+        raise click.ClickException(f"{handle}: no export yet; `kedro run --pipeline sample` makes one")
+    if directory.exists():
+        raise click.ClickException(f"{directory}: exists already; name a new directory")
+    with directory_atomic(directory) as folder:
+        shutil.copytree(handle.parent / read_json(handle)["path"], folder, dirs_exist_ok=True)
+    click.echo(directory)
 
 
 @cli.command()

@@ -49,6 +49,20 @@ def test_the_report_is_opened_where_there_is_one(tmp_path: Path, monkeypatch: py
     assert CliRunner().invoke(cli, ["open"]).exit_code == 0 and opened == [report.as_uri()]
 
 
+def test_the_export_is_copied_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(cli, ["export", "mine"])
+    assert done.exit_code == 1 and "no export yet; `kedro run --pipeline sample` makes one" in done.output
+    made = tmp_path / "data/06_models/export-1/predictor"
+    made.mkdir(parents=True)
+    (made / "config.json").write_text("{}")
+    (tmp_path / "data/06_models/student_export.json").write_text('{"path": "export-1"}')
+    assert CliRunner().invoke(cli, ["export", "mine"]).exit_code == 0
+    assert (tmp_path / "mine/predictor/config.json").read_text() == "{}"
+    again = CliRunner().invoke(cli, ["export", "mine"])
+    assert again.exit_code == 1 and "mine: exists already; name a new directory" in again.output
+
+
 def test_states_are_those_of_real_networks(base: dict) -> None:
     config, latents = estimate.shapes(base)
     model = QuantizedDiffusionPredictor(config)
