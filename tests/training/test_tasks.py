@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from qdm_pipeline.errors import InputError
+from qdm_pipeline.models.loss_scale import Update
 from qdm_pipeline.randomness import Batches
 from qdm_pipeline.training.model_files import load_predictor
 
@@ -95,7 +96,7 @@ def test_500_critic_updates_for_100_of_the_student_also_across_a_resume(make_dis
         task = make_distill(
             batch=accumulation, micro_batch=1, critic_updates=5, critic_warmup=warmup, steps=100
         )
-        task.critic_optimizer.step = lambda update: seen.append(("critic", update)) or 0.0
+        task.critic_optimizer.step = lambda update: seen.append(("critic", update)) or Update(True, {})
         task.student_optimizer.step = lambda update: seen.append(("student", update)) or 0.0
         task.dmd.critic_loss = lambda draw: SimpleNamespace(total=LEAF, _asdict=dict)
         task._student_update = lambda step: {"norm": task.student_optimizer.step(step)}
