@@ -206,9 +206,8 @@ class VectorQuantizer(Quantizer):
         self.register_buffer("sums", start.clone())
         self.register_buffer("initialised", torch.tensor(False))
         self.register_buffer("pending", torch.zeros(2 + 2 * groups * size * (dim + 1)), persistent=False)
-        self._seen: list[
-            tuple[Tensor, Tensor]
-        ] = []  # of every forward pass: tokens [G, N, D], which may teach
+        # of every forward pass: its tokens [G, N, D], and which of them may teach
+        self._seen: list[tuple[Tensor, Tensor]] = []
 
     def learn_codebook(self) -> None:
         """Let gradients move the codes, as parameters; averages and `commit` have no say any more."""
