@@ -117,6 +117,14 @@ def open_(what: str, port: int | None) -> None:
     bin_ = Path(sys.executable).parent
     if what == "viz":
         sys.exit(subprocess.call([bin_ / "kedro", "viz", "run", "--port", str(port or 4141)]))
-    store, at = f"sqlite:///{Path.cwd() / 'mlflow.db'}", str(port or 5000)
+    from kedro.config import OmegaConfigLoader
+
+    from qdm_pipeline.mlflow_runs import absolute, pages
+    from qdm_pipeline.settings import CONFIG_LOADER_ARGS
+
+    config = OmegaConfigLoader(str(Path.cwd() / "conf"), **CONFIG_LOADER_ARGS)["mlflow"]
+    store, at = absolute(Path.cwd(), config["tracking_uri"]), str(port or 5000)
+    if store.startswith("http"):
+        sys.exit(click.launch(pages(config)))
     click.echo(f"MLflow: http://127.0.0.1:{at} (Ctrl-C ends it)")
     sys.exit(subprocess.call([bin_ / "mlflow", "ui", "--backend-store-uri", store, "--port", at]))

@@ -63,6 +63,21 @@ def test_the_export_is_copied_whole_or_not_at_all(tmp_path: Path, monkeypatch: p
     assert again.exit_code == 1 and "mine: exists already; name a new directory" in again.output
 
 
+@pytest.mark.parametrize("uri", ["sqlite:///mlflow.db", "http://tracking:80"])
+def test_mlflow_is_opened_where_its_runs_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("conf/base", "conf/local"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "conf/base/mlflow.yml").write_text(f"tracking_uri: {uri}\n")
+    done: list[str] = []
+    monkeypatch.setattr(click, "launch", lambda url: done.append(url) or 0)
+    monkeypatch.setattr("subprocess.call", lambda command: done.append(command[3]) or 0)
+    assert CliRunner().invoke(cli, ["open", "mlflow"]).exit_code == 0
+    assert done == [uri if uri.startswith("http") else f"sqlite:///{tmp_path}/mlflow.db"]
+
+
 def test_states_are_those_of_real_networks(base: dict) -> None:
     config, latents = estimate.shapes(base)
     model = QuantizedDiffusionPredictor(config)

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
+from qdm_pipeline import loss_scale
 from qdm_pipeline.errors import DivergenceError
-from qdm_pipeline.models import loss_scale
 from qdm_pipeline.ranks import Ranks
 from qdm_pipeline.run import Run
 from qdm_pipeline.training import checkpoint

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from qdm_pipeline.errors import InputError
-from qdm_pipeline.models.loss_scale import Update
+from qdm_pipeline.loss_scale import Update
 from qdm_pipeline.randomness import Batches
 from qdm_pipeline.training.model_files import load_predictor
 

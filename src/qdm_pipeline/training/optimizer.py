@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from qdm_pipeline.configuration import require, settings
-from qdm_pipeline.models.loss_scale import LossScale, Update
+from qdm_pipeline.loss_scale import LossScale, Update
 from qdm_pipeline.models.precision import Precision
 from qdm_pipeline.ranks import Ranks
 from qdm_pipeline.training.muon import Muon

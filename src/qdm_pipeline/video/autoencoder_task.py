@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qdm_pipeline.configuration import require, require_whole, settings
-from qdm_pipeline.models.loss_scale import LossScale
+from qdm_pipeline.loss_scale import LossScale
 from qdm_pipeline.models.precision import Precision, autocast
 from qdm_pipeline.randomness import Batches, MicroBatch, generator
 from qdm_pipeline.ranks import Ranks

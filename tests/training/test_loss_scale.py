@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from qdm_pipeline import loss_scale
 from qdm_pipeline.errors import DivergenceError
-from qdm_pipeline.models import loss_scale
-from qdm_pipeline.models.loss_scale import LEAST, START, LossScale
+from qdm_pipeline.loss_scale import LEAST, START, LossScale
 from qdm_pipeline.models.precision import autocast
 from qdm_pipeline.ranks import Ranks
 
