@@ -80,6 +80,7 @@ MISTAKES = [
     ("", {"clips": {"frames": 10}}, "clips.frames: found 10, the autoencoder takes 4 k + 1"),
     ("", {"clips": {"size": 33}}, "clips.size: found 33, the autoencoder takes 8 k"),
     ("", {"teacher": {"model": {"width": 1_000_000}}}, "GiB; take a smaller model"),
+    ("", {"teacher": {"condition": "text"}}, "teacher.condition: found 'text', which needs encode.text"),
     ("", {"world_size": 0}, "world_size: found 0, must be auto or at least 1"),
     ("", {"evaluation": {"extractor": "i3d-ts"}}, "i3d_torchscript.pt: no such file; get it from"),
     ("no model", {}, "autoencoder.json: no autoencoder has been made yet"),

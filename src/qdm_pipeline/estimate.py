@@ -13,7 +13,16 @@ from qdm_pipeline.training.memory import total_bytes
 from qdm_pipeline.training.optimizer import Optimizer, OptimizerSettings
 
 MOMENTS = {"AdamW": 2, "Muon": 1}  # tensors of a parameter's size that an optimizer keeps
-NEEDED = ("clips", "autoencoder", "pretrained_autoencoder", "teacher", "distill", "launch", "world_size")
+NEEDED = (
+    "clips",
+    "autoencoder",
+    "pretrained_autoencoder",
+    "encode",
+    "teacher",
+    "distill",
+    "launch",
+    "world_size",
+)
 
 Latents = tuple[int, int, int, int]  # [C, T, H, W]
 Settings = Mapping[str, Any]  # validated parameters by their top-level names
@@ -53,6 +62,15 @@ def check_shapes(settings: Settings) -> None:
         raise InputError(
             f"teacher.model.patch: found {list(patch)}, which does not divide latents of {list(latents)} "
             "(time, height, width)"
+        )
+
+
+def check_text(settings: Settings) -> None:
+    """Raise `InputError` if a teacher is to hear token states that the latents made for it will not have."""
+    if settings["teacher"].condition == "text" and settings["encode"].text is None:
+        raise InputError(
+            "teacher.condition: found 'text', which needs encode.text, for example "
+            "{encoder: minilm, length: 32}; found null"
         )
 
 

@@ -49,10 +49,12 @@ class InputHook:
                 catalog.load(name)
         nodes = {node.name for node in pipeline.nodes}
         if nodes & {"preprocess.cut_clips", *TRAININGS}:
-            from qdm_pipeline.estimate import NEEDED, check_memory, check_shapes
+            from qdm_pipeline.estimate import NEEDED, check_memory, check_shapes, check_text
 
             settings = {name: catalog.load(f"params:{name}") for name in NEEDED}
             check_shapes(settings)
+            if {"preprocess.encode_clips", "train.train_teacher"} <= nodes:
+                check_text(settings)
             check_memory(settings, {job for name, job in TRAININGS.items() if name in nodes})
         if "evaluate.evaluate_samples" in nodes:
             from qdm_pipeline.evaluation.extractors import check
