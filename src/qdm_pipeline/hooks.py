@@ -56,6 +56,10 @@ class InputHook:
             if {"preprocess.encode_clips", "train.train_teacher"} <= nodes:
                 check_text(settings)
             check_memory(settings, {job for name, job in TRAININGS.items() if name in nodes})
+        if "preprocess.cut_clips" in nodes:
+            from qdm_pipeline.video.folder import list_videos
+
+            list_videos(catalog.load("raw_videos"))
         if "evaluate.evaluate_samples" in nodes:
             from qdm_pipeline.evaluation.extractors import check
 

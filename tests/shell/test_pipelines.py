@@ -1,5 +1,6 @@
 """The wiring as a whole."""
 
+import json
 import re
 import subprocess
 import sys
@@ -30,6 +31,12 @@ def test_the_pipelines_have_their_names_and_parts() -> None:
     assert {node.namespace for node in pipelines["__default__"].nodes} == {
         "preprocess", "train", "sample", "evaluate",
     }  # fmt: skip
+
+
+def test_kedro_viz_styles_what_there_is() -> None:
+    pipeline = register_pipelines()["__default__"]
+    names = {node._name for node in pipeline.nodes} | pipeline.datasets()
+    assert set(json.loads((CONF.parent / ".viz/styles.json").read_text())) <= names
 
 
 def test_everything_that_passes_between_nodes_is_in_the_catalog() -> None:
