@@ -1,10 +1,11 @@
-"""Seconds until `kedro run` has said what is wrong with it, from the shell: each of the commonest mistakes."""
+"""Seconds until `kedro run` has said what is wrong with it: each of the commonest mistakes."""
 
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -41,7 +42,7 @@ def main() -> None:
             shutil.copytree(PROJECT / name, project / name)
         for case, files, options, said in MISTAKES:
             place(project, files)
-            seconds = take_turns({"ours": lambda o=options, s=said: fail(project, o, s)}, rounds=3)["ours"]
+            seconds = take_turns({"ours": partial(fail, project, options, said)}, rounds=3)["ours"]
             report(case, "seconds", {"ours": median(seconds)}, median(seconds), spread(seconds), "<= 10")
 
 

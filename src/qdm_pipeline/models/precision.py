@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
@@ -45,3 +45,10 @@ def without_autocast(like: Tensor) -> AbstractContextManager[None]:
     if like.device.type == "meta":
         return nullcontext()
     return torch.autocast(like.device.type, enabled=False)
+
+
+def apply_in_full(layer: nn.Module, x: Tensor) -> Tensor:
+    """``layer``, a linear one or the identity, outside autocast and in the precision of its weights."""
+    with without_autocast(x):
+        y: Tensor = layer(x.to(layer.weight.dtype) if isinstance(layer, nn.Linear) else x)
+    return y

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from qdm_pipeline.configuration import require, settings
 from qdm_pipeline.errors import InputError
 from qdm_pipeline.models.lookup_free import make_quantizer
-from qdm_pipeline.models.precision import without_autocast
+from qdm_pipeline.models.precision import apply_in_full, without_autocast
 from qdm_pipeline.models.quantizer import QuantizerSettings
 from qdm_pipeline.models.transformer import Reach, TransformerBlock, rotary_angles
 
@@ -221,9 +221,7 @@ class QuantizedDiffusionPredictor(nn.Module):
             return Prediction(self._project(features))
         residual = None
         if self.residual:
-            residual = rearrange(
-                self._apply_linear(self.residual["into"], features), "b t h w r -> b r t h w"
-            )
+            residual = rearrange(apply_in_full(self.residual["into"], features), "b t h w r -> b r t h w")
         if path == "soft":
             expected = self._project(self.quantizer.expected(features, temperature))
             return Prediction(self._add_residual(expected, residual), residual=residual)
@@ -253,14 +251,8 @@ class QuantizedDiffusionPredictor(nn.Module):
     def _add_residual(self, x0: Tensor, residual: Tensor | None) -> Tensor:
         if residual is None:
             return x0
-        added = self._apply_linear(self.residual["out"], rearrange(residual, "b r t h w -> b t h w r"))
+        added = apply_in_full(self.residual["out"], rearrange(residual, "b r t h w -> b t h w r"))
         return x0 + rearrange(added, "b t h w c -> b c t h w")
-
-    @staticmethod
-    def _apply_linear(layer: nn.Module, x: Tensor) -> Tensor:
-        with without_autocast(x):  # in the precision of its weights
-            y: Tensor = layer(x.to(next(layer.parameters()).dtype))
-        return y
 
     def _project(self, embedding: Tensor) -> Tensor:
         # A 1x1x1 convolution as the matrix product it is, in the precision of its weights under any autocast.

@@ -10,12 +10,15 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qdm_pipeline.configuration import require, settings
-from qdm_pipeline.models.precision import without_autocast
+from qdm_pipeline.models.precision import apply_in_full, without_autocast
 from qdm_pipeline.models.search import nearest
 from qdm_pipeline.randomness import generator
+
+CHUNK = 4096  # tokens, or codes, of which copies are held at a time
 
 
 @settings
@@ -33,11 +36,8 @@ class QuantizerSettings:
         require(self.codebook_size >= 2, f"codebook_size: found {self.codebook_size}, must be at least 2")
         require(self.codebook_dim >= 1, f"codebook_dim: found {self.codebook_dim}, must be at least 1")
         require(self.groups >= 1, f"groups: found {self.groups}, must be at least 1")
-        require(0 <= self.decay < 1, f"decay: found {self.decay}, must be in [0, 1)")
-        require(
-            0 <= self.revival_threshold < 1,
-            f"revival_threshold: found {self.revival_threshold}, must be in [0, 1)",
-        )
+        for name in ("decay", "revival_threshold"):
+            require(0 <= getattr(self, name) < 1, f"{name}: found {getattr(self, name)}, must be in [0, 1)")
         size, dim = self.codebook_size, self.codebook_dim
         require(
             self.kind not in ("lfq", "bsq") or size == 2**dim,
@@ -99,11 +99,10 @@ class Quantizer(nn.Module):
         tokens get codes but neither teach the codebook nor count in the commitment.
         """
         with without_autocast(embedding):
-            tokens = _linear(self.project_in, embedding).float()
+            tokens = apply_in_full(self.project_in, embedding).float()
             grouped = tokens.reshape(-1, *self.codebook.shape[::2]).transpose(0, 1)  # [G, N, D]
-            through, codes, commitment = self._quantize(
-                grouped, collect, None if mask is None else mask.flatten()
-            )
+            mask = None if mask is None else mask.flatten()
+            through, codes, commitment = self._quantize(grouped, collect, mask)
             output = self._embed(through).view_as(embedding)
         codes = codes.T.reshape(*embedding.shape[:-1], len(self.codebook))
         return Quantized(output.to(embedding.dtype), codes, commitment)
@@ -135,7 +134,7 @@ class Quantizer(nn.Module):
         normal noise of that variance. Holds tokens x codes numbers, unlike everything else here.
         """
         with without_autocast(embedding):
-            tokens = _linear(self.project_in, embedding).float()
+            tokens = apply_in_full(self.project_in, embedding).float()
             tokens = tokens.unflatten(-1, self.codebook.shape[::2])  # [..., G, D]
             product = torch.einsum("...gd,gkd->...gk", tokens, self.codebook)
             return (product - self.codebook.square().sum(-1) / 2) / temperature
@@ -145,7 +144,7 @@ class Quantizer(nn.Module):
         with without_autocast(embedding):
             choice = self.logits(embedding, temperature).softmax(-1)
             mean = torch.einsum("...gk,gkd->...gd", choice, self.codebook).flatten(-2)
-            return _linear(self.project_out, mean).to(embedding.dtype)
+            return apply_in_full(self.project_out, mean).to(embedding.dtype)
 
     def take_usage(self) -> Tensor:
         """How often each code was collected, on all ranks, since the last call: [G, K]."""
@@ -179,13 +178,7 @@ class Quantizer(nn.Module):
         return torch.gather(self.codebook, 1, codes.unsqueeze(-1).expand(-1, -1, self.codebook.shape[-1]))
 
     def _embed(self, chosen: Tensor) -> Tensor:  # [G, N, D] -> [N, E]
-        return _linear(self.project_out, chosen.transpose(0, 1).flatten(1))
-
-
-def _linear(layer: nn.Module, x: Tensor) -> Tensor:
-    """``layer`` in the precision of its weights."""
-    y: Tensor = layer(x.to(layer.weight.dtype) if isinstance(layer, nn.Linear) else x)
-    return y
+        return apply_in_full(self.project_out, chosen.transpose(0, 1).flatten(1))
 
 
 class VectorQuantizer(Quantizer):
@@ -206,8 +199,7 @@ class VectorQuantizer(Quantizer):
         self.register_buffer("sums", start.clone())
         self.register_buffer("initialised", torch.tensor(False))
         self.register_buffer("pending", torch.zeros(2 + 2 * groups * size * (dim + 1)), persistent=False)
-        # of every forward pass: its tokens [G, N, D], and which of them may teach
-        self._seen: list[tuple[Tensor, Tensor]] = []
+        self._seen: list[tuple[Tensor, Tensor]] = []  # of forward passes: tokens [G, N, D], which may teach
 
     def learn_codebook(self) -> None:
         """Let gradients move the codes, as parameters; averages and `commit` have no say any more."""
@@ -233,7 +225,7 @@ class VectorQuantizer(Quantizer):
                 self._collect(tokens.detach(), codes, mask)
         chosen = self._look_up(codes)
         if mask is None:
-            commitment = (tokens - chosen).square().mean()
+            commitment = F.mse_loss(tokens, chosen)
         else:
             distance = torch.where(mask[:, None], tokens - chosen, 0)
             commitment = distance.square().sum() / (mask.sum() * len(tokens) * tokens.shape[2]).clamp(min=1)
@@ -244,15 +236,18 @@ class VectorQuantizer(Quantizer):
     def _collect(self, tokens: Tensor, codes: Tensor, mask: Tensor | None) -> None:
         groups, size, dim = self.codebook.shape
         finite = tokens.sum(-1).isfinite().all(0)  # [N]
-        learned = finite if mask is None else finite & mask
-        left_out = ~finite if mask is None else ~finite & mask
-        kept = torch.where(learned[:, None], tokens, 0)
-        place = (codes + size * torch.arange(groups, device=codes.device)[:, None]).flatten()
+        asked = torch.ones_like(finite) if mask is None else mask
+        learned = finite & asked
+        place = codes + size * torch.arange(groups, device=codes.device)[:, None]
         collected = self.collected.view(-1, dim + 1)
-        collected[:, :-1].index_add_(0, place, kept.flatten(0, 1))
-        collected[:, -1].index_add_(0, place, learned.float().repeat(groups))
-        self.tally.add_(torch.stack([left_out.sum().float(), torch.linalg.vector_norm(kept).square()]))
-        self._seen.append((kept, learned))
+        for start in range(0, tokens.shape[1], CHUNK):
+            part = slice(start, start + CHUNK)
+            kept = torch.where(learned[part, None], tokens[:, part], 0)
+            collected[:, :-1].index_add_(0, place[:, part].flatten(), kept.flatten(0, 1))
+            self.tally[1] += torch.linalg.vector_norm(kept).square()
+        collected[:, -1].index_add_(0, place.flatten(), learned.float().repeat(groups))
+        self.tally[0] += (asked & ~finite).sum()
+        self._seen.append((tokens, learned))
 
     @torch.no_grad()
     def commit(
@@ -296,10 +291,14 @@ class VectorQuantizer(Quantizer):
 
     def _error(self, sums: Tensor, counts: Tensor) -> Tensor:
         """Sum of |x - e|^2 over that of |x - mean|^2, from sums: |x|^2 - 2 x.e + |e|^2 needs no tokens."""
-        norm, sums, counts = self.tally[1].double(), sums.double(), counts.double()
-        code = self.codebook.double()
-        distance = norm - 2 * (sums * code).sum() + (counts * code.square().sum(-1)).sum()
-        spread = norm - (sums.sum(1).square() / counts.sum(1, keepdim=True).clamp(min=1)).sum()
+        norm = self.tally[1].double()
+        distance, total = norm.clone(), sums.new_zeros(sums[:, 0].shape, dtype=torch.float64)
+        for start in range(0, sums.shape[1], CHUNK):
+            part = slice(start, start + CHUNK)
+            summed, code = sums[:, part].double(), self.codebook[:, part].double()
+            distance += ((counts[:, part, None] * code - 2 * summed) * code).sum()
+            total += summed.sum(1)
+        spread = norm - (total.square() / counts.sum(1, keepdim=True).clamp(min=1)).sum()
         return (distance / spread.clamp(min=torch.finfo(torch.float64).tiny)).clamp(min=0)
 
     def _propose(self, slots: int, seed: int, step: int, rank: int, world: int, forwards: int) -> Tensor:
@@ -316,7 +315,8 @@ class VectorQuantizer(Quantizer):
             if tokens.shape[1] and count:
                 draw = generator(seed, step, number, "revival")
                 rows = torch.randint(tokens.shape[1], (groups, count), generator=draw).to(tokens.device)
-                proposed[:, mine, :-1] = torch.gather(tokens, 1, rows.unsqueeze(-1).expand(-1, -1, dim))
+                offered = torch.gather(tokens, 1, rows.unsqueeze(-1).expand(-1, -1, dim))
+                proposed[:, mine, :-1] = torch.where(learned[rows, None], offered, 0)
                 proposed[:, mine, -1] = learned[rows].float()
         return proposed
 
