@@ -54,7 +54,9 @@ def peak_memory(act: Act) -> float:
     """MiB by which ``act`` raises the peak of resident memory, in a process of its own (Linux, glibc)."""
     read, write = os.pipe()
     if (child := os.fork()) == 0:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what earlier rounds freed must not be at hand
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-3, 1 << 17)  # M_MMAP_THRESHOLD, else it adapts, and what is freed stays resident
+        libc.malloc_trim(0)  # what earlier rounds freed must not be at hand
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
         before = _status("VmRSS")
         act()

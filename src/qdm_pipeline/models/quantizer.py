@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qdm_pipeline.configuration import require, settings
@@ -18,7 +17,7 @@ from qdm_pipeline.models.precision import apply_in_full, without_autocast
 from qdm_pipeline.models.search import nearest
 from qdm_pipeline.randomness import generator
 
-CHUNK = 4096  # tokens, or codes, of which copies are held at a time
+CHUNK = 1024  # tokens, or codes, of which copies are held at a time
 
 
 @settings
@@ -225,7 +224,8 @@ class VectorQuantizer(Quantizer):
                 self._collect(tokens.detach(), codes, mask)
         chosen = self._look_up(codes)
         if mask is None:
-            commitment = F.mse_loss(tokens, chosen)
+            parts = zip(tokens.split(CHUNK, 1), chosen.split(CHUNK, 1), strict=True)
+            commitment = torch.stack([torch.dist(*part).square() for part in parts]).sum() / tokens.numel()
         else:
             distance = torch.where(mask[:, None], tokens - chosen, 0)
             commitment = distance.square().sum() / (mask.sum() * len(tokens) * tokens.shape[2]).clamp(min=1)

@@ -8,36 +8,32 @@ from torch import Tensor
 CHUNK_SCORES = {"cpu": 1 << 21}
 CHUNK_SCORES_DEVICE = 1 << 26
 LANES = 32
+CODES = 1024  # of which copies are held at a time
 
 
 @torch.library.custom_op("qdm_pipeline::nearest", mutates_args=())
 def nearest(tokens: Tensor, codebook: Tensor) -> Tensor:
     """Index of the nearest code for float32 tokens [G, N, D] in a codebook [G, K, D]: int64 [G, N].
 
-    argmin |x - e|^2 = argmax (x.e - |e|^2 / 2), the offset folded into the product as one more column. An
-    argmax over all codes is slower than the product itself on a CPU, so the codes are laid out as LANES
-    rows: the maximum over rows is a vectorised pass, and the index is looked for among K / LANES maxima
-    and then among LANES rows. One operator for `torch.compile`, which would unroll the chunks otherwise.
-    Among codes that are equally near one is chosen by its place alone; a token that is not finite gets any.
+    argmin |x - e|^2 = argmax (x.e - |e|^2 / 2). An argmax over all codes is slower than the product itself
+    on a CPU, so the codes are laid out as LANES rows: the maximum over rows is a vectorised pass, and the
+    index is looked for among K / LANES maxima and then among LANES rows. One operator for `torch.compile`,
+    which would unroll the chunks otherwise. Among codes that are equally near one is chosen by its place
+    alone; a token that is not finite gets any.
     """
     groups, count, _ = tokens.shape
     size, columns = codebook.shape[1], -(-codebook.shape[1] // LANES)
-    offset = -0.5 * codebook.square().sum(-1, keepdim=True)
-    table = torch.cat([codebook, offset], -1)
-    table = torch.cat(  # padding codes are infinitely far
-        [
-            table,
-            F.pad(table.new_full((groups, columns * LANES - size, 1), -torch.inf), (table.shape[-1] - 1, 0)),
-        ],
-        dim=1,
-    ).transpose(1, 2)
+    offset = codebook.new_full((groups, 1, columns * LANES), -torch.inf)  # codes that pad: infinitely far
+    for number, part in enumerate(codebook.split(CODES, 1)):
+        offset[:, 0, number * CODES :][:, : part.shape[1]] = -0.5 * part.square().sum(-1)
+    table = codebook if columns * LANES == size else F.pad(codebook, (0, 0, 0, columns * LANES - size))
     chunk = max(1, CHUNK_SCORES.get(tokens.device.type, CHUNK_SCORES_DEVICE) // (groups * columns * LANES))
     codes = torch.empty(groups, count, dtype=torch.int64, device=tokens.device)
     scores = tokens.new_empty(groups, min(chunk, count), columns * LANES)
     for start in range(0, count, chunk):
-        part = F.pad(tokens[:, start : start + chunk], (0, 1), value=1.0)
+        part = tokens[:, start : start + chunk]
         held = scores[:, : part.shape[1]]
-        torch.bmm(part, table, out=held)
+        torch.baddbmm(offset, part, table.transpose(1, 2), out=held)
         lanes = held.unflatten(-1, (LANES, columns))
         column = lanes.amax(2).argmax(-1, keepdim=True)
         row = lanes.gather(3, column.unsqueeze(2).expand(-1, -1, LANES, -1)).squeeze(3).argmax(-1)
