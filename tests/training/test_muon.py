@@ -1,7 +1,10 @@
+from dataclasses import dataclass, field
+
 import pytest
 import torch
 from torch import nn
 
+from qdm_pipeline.ranks import Ranks
 from qdm_pipeline.training import muon
 from qdm_pipeline.training.muon import Muon, orthogonalised
 
@@ -57,3 +60,30 @@ def test_parameters_without_gradient_stay_and_the_state_resumes():
             optimizers[1] = resumed
         optimizers[1].step()
     assert torch.equal(whole[0], parts[0]) and torch.equal(whole[1], parameters()[1])
+
+
+@dataclass(frozen=True)
+class Watched(Ranks):
+    """A rank whose sums stay its own."""
+
+    summed: list = field(default_factory=list)
+
+    def sum(self, tensor):
+        self.summed.append(tensor.clone())
+        return tensor
+
+
+@pytest.mark.parametrize("world", [2, 3, 5])
+def test_the_shares_of_all_ranks_are_what_one_process_finds(world):
+    everyone = [Watched(), *(Watched(rank, world) for rank in range(world))]
+    for ranks in everyone:
+        draw = torch.Generator().manual_seed(0)
+        parameters = [nn.Parameter(torch.randn(shape, generator=draw)) for shape in (*SHAPES, *SHAPES)]
+        for parameter in parameters:
+            parameter.grad = torch.randn(parameter.shape, generator=draw)
+        Muon(parameters, 0.1, 0.9, 0.0, ranks).step()
+    alone, *shares = ([*ranks.summed] for ranks in everyone)
+    assert len(alone) == 3
+    for whole, *parts in zip(alone, *shares, strict=True):
+        assert torch.equal(whole, sum(parts))
+        assert all((part.flatten(1).any(1).sum() <= -(-len(whole) // world)) for part in parts)

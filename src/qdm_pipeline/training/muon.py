@@ -2,7 +2,7 @@
 
 torch.optim.Muon always multiplies in bfloat16, which a CPU without such instructions does many times slower
 than float32 (docs/decisions.md); this one multiplies in what the hardware has. Matrices of one shape go
-through together.
+through together, and every rank does its share of them.
 """
 
 import math
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from qdm_pipeline.models.precision import multiplies_bfloat16
+from qdm_pipeline.ranks import Ranks
 from qdm_pipeline.training.parallelize import like, whole
 
 # Five steps of X <- (a + b X X' + c (X X')^2) X bring all singular values near 1, not to it: faster so.
@@ -24,22 +25,32 @@ STEPS = 5
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised; steps as large in root mean square as AdamW's (arXiv:2502.16982)."""
 
-    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float, weight_decay: float) -> None:
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        ranks: Ranks = Ranks(),  # noqa: B008 - frozen
+    ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.ranks = ranks
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One update of every matrix that has a gradient."""
+        """One update of every matrix that has a gradient, the same ones on all ranks."""
         assert closure is None
         for group in self.param_groups:
             shapes: dict[tuple[torch.Size, torch.device], list[Tensor]] = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     shapes[parameter.shape, parameter.device].append(parameter)
-            for parameters in shapes.values():
-                updates = orthogonalised(
-                    torch.stack([whole(self._momentum(p, group["momentum"])) for p in parameters])
-                )
+            for number, parameters in enumerate(shapes.values()):
+                momenta = torch.stack([whole(self._momentum(p, group["momentum"])) for p in parameters])
+                updates = torch.zeros_like(momenta)
+                mine = slice((self.ranks.rank + number) % self.ranks.world, None, self.ranks.world)
+                updates[mine] = orthogonalised(momenta[mine])
+                self.ranks.sum(updates)  # whose others are zero: to the bit what each rank alone would find
                 size = 0.2 * math.sqrt(max(parameters[0].shape))
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
                 for parameter, update in zip(parameters, updates, strict=True):
