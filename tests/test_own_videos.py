@@ -16,7 +16,7 @@ from kedro.framework.session import KedroSession
 from qdm_pipeline.video.media import write_mp4
 
 ROOT = Path(__file__).parents[1]
-UNCONDITIONAL = "teacher.condition=none,clips.size=16,world_size=1"
+UNCONDITIONAL = "teacher.condition=none,world_size=1"
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +25,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("conf", "src"):
         shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("local", "__pycache__"))
     shutil.copytree(ROOT / "tests/tiny", project / "conf/tiny")
+    with (project / "conf/tiny/parameters.yml").open("a") as tiny:
+        tiny.write("\nclips: {size: [16, 24]}  # height and width\n")
     shutil.copy(ROOT / "pyproject.toml", project)
     return project
 

@@ -56,7 +56,9 @@ def _convert(hint: Any, value: Any) -> Any:
     if get_origin(hint) in (Union, UnionType):
         if value is None:
             return None
-        hint = next(option for option in get_args(hint) if option is not type(None))
+        options = [option for option in get_args(hint) if option is not type(None)]
+        listed = [option for option in options if get_origin(option) is tuple]
+        hint = (listed if isinstance(value, list) and listed else options)[0]
     if is_dataclass(hint) and isinstance(hint, type):
         return build(hint, value)
     if get_origin(hint) is tuple:

@@ -31,13 +31,14 @@ Settings = Mapping[str, Any]  # validated parameters by their top-level names
 def shapes(settings: Settings) -> tuple[PredictorConfig, Latents]:
     """The predictor with ten classes, and its latents."""
     clips, autoencoder = settings["clips"], settings["autoencoder"].model
-    side, frames = clips.size // autoencoder.space_patch, (clips.frames - 1) // autoencoder.time_patch + 1
+    frames = (clips.frames - 1) // autoencoder.time_patch + 1
+    height, width = (side // autoencoder.space_patch for side in clips.height_and_width)
     size, channels = settings["teacher"].model, autoencoder.latent_channels
     classes = tuple(map(str, range(10)))
     config = PredictorConfig(
         size=size, latent_channels=channels, classes=classes, vocabulary=(), caption_length=0
     )
-    return config, (channels, frames, side, side)
+    return config, (channels, frames, height, width)
 
 
 def check_shapes(settings: Settings) -> None:
@@ -51,7 +52,7 @@ def check_shapes(settings: Settings) -> None:
     )
     for key, found, step, extra in (
         ("frames", clips.frames, autoencoder.time_patch, 1),
-        ("size", clips.size, autoencoder.space_patch, 0),
+        *(("size", side, autoencoder.space_patch, 0) for side in clips.height_and_width),
     ):
         if (found - extra) % step or found - extra <= 0:
             near = max(1, round((found - extra) / step)) * step + extra

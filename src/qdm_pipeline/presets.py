@@ -31,9 +31,10 @@ def row(project: Path, name: str) -> tuple[str, ...]:
     preset = parameters(project, name)
     config, latents = shapes(preset)
     size, clips, spent, state = config.size, preset["clips"], cost(config, latents), states(preset)
+    clip = (clips.frames, *clips.height_and_width)
     return (
         f"`{name}`", f"{size.quantizer.groups} × {size.quantizer.codebook_size}", str(size.width),
-        str(size.depth), f"{clips.frames}×{clips.size}×{clips.size}", "×".join(map(str, latents)),
+        str(size.depth), "×".join(map(str, clip)), "×".join(map(str, latents)),
         str(spent.tokens), f"{spent.parameters / 1e6:.1f} M", f"{spent.flops / 1e12:.4f}",
         f"{state['teacher'] / 2**30:.2f} GiB", f"{state['distillation'] / 2**30:.2f} GiB",
     )  # fmt: skip

@@ -21,17 +21,17 @@ def ramp(frames: int, height: int = 32, width: int = 32) -> Tensor:
 
 
 def shades(path: Path, fps: float) -> list[int]:
-    return [round(float(picture.mean()) / 8) for picture in decode_pictures(path, 32, fps)]
+    return [round(float(picture.mean()) / 8) for picture in decode_pictures(path, (32, 32), fps)]
 
 
 def first(path: Path, size: int = 32) -> Tensor:
     """The first picture: float [size, size, 3]."""
-    return torch.from_numpy(next(decode_pictures(path, size, 8))).float()
+    return torch.from_numpy(next(decode_pictures(path, (size, size), 8))).float()
 
 
 def test_frames_come_back_at_their_own_rate(tmp_path: Path) -> None:
     write_mp4(tmp_path / "a.mp4", ramp(12), fps=8)
-    pictures = list(decode_pictures(tmp_path / "a.mp4", 32, 8))
+    pictures = list(decode_pictures(tmp_path / "a.mp4", (32, 32), 8))
     assert all(picture.shape == (32, 32, 3) and picture.dtype == np.uint8 for picture in pictures)
     assert shades(tmp_path / "a.mp4", 8) == list(range(12))
 
@@ -102,6 +102,14 @@ def test_turned_films_are_shown_upright(how: tuple[int, bool], tmp_path: Path) -
     assert (first(turned) - ORIENTATIONS[how](plain)).abs().max() <= 2
 
 
+@pytest.mark.parametrize("how", ORIENTATIONS)
+def test_rectangles_are_cut_from_the_middle(how: tuple[int, bool], tmp_path: Path) -> None:
+    path = encode(tmp_path / "a.mp4", corners(), pix_fmt="yuv444p", options={"crf": "1"}, rotation=how)
+    wide, high = (torch.from_numpy(next(decode_pictures(path, size, 8))) for size in ((24, 40), (40, 24)))
+    square = first(path, 40)
+    assert (wide - square[8:32]).abs().max() <= 2 and (high - square[:, 8:32]).abs().max() <= 2
+
+
 @pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv444p", "yuv420p10le", "yuv422p10le"])
 @pytest.mark.parametrize("color_range", [1, 2])
 @pytest.mark.parametrize("colorspace", [1, 5])
@@ -135,14 +143,14 @@ def test_interlaced_films_have_no_combs(tmp_path: Path) -> None:
     plain = encode(tmp_path / "b.mp4", woven, options={"crf": "1"})
     comb, smooth = (
         (picture[1:].astype(int) - picture[:-1]).__abs__().mean()
-        for picture in (list(decode_pictures(p, 64, 8))[3] for p in (plain, path))
+        for picture in (list(decode_pictures(p, (64, 64), 8))[3] for p in (plain, path))
     )
-    assert len(list(decode_pictures(path, 64, 8))) == 8
+    assert len(list(decode_pictures(path, (64, 64), 8))) == 8
     assert smooth < 0.3 * comb
 
 
 def plan(choice: str, count: int = 3, frames: int = 4, fps: float = 8) -> Plan:
-    return Plan(frames, 32, fps, choice, count, None)
+    return Plan(frames, (32, 32), fps, choice, count, None)
 
 
 def clips(path: Path, plan: Plan) -> list[Clip]:
@@ -153,7 +161,7 @@ def clips(path: Path, plan: Plan) -> list[Clip]:
 def test_clips_from_the_middle_are_those_of_the_whole(name: str, tmp_path: Path) -> None:
     path = encode(tmp_path / name, noise(40, 64), **SOURCES[name])
     fps = 25 if name == "stream.mpg" else 8
-    whole = np.stack(list(decode_pictures(path, 32, fps)))
+    whole = np.stack(list(decode_pictures(path, (32, 32), fps)))
     assert len(whole) == 40
     starts = {}
     for choice in ("first", "centre", "uniform", "all"):

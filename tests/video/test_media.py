@@ -13,7 +13,9 @@ def test_mp4_round_trip(tmp_path: Path) -> None:
     video = torch.zeros(3, 5, 32, 48, dtype=torch.uint8)
     video[0, :, 8:24, 16:32] = 255
     write_mp4(tmp_path / "a.mp4", video, fps=8)
-    back = torch.stack([torch.from_numpy(image) for image in decode_pictures(tmp_path / "a.mp4", 32, 8)])
+    back = torch.stack(
+        [torch.from_numpy(image) for image in decode_pictures(tmp_path / "a.mp4", (32, 32), 8)]
+    )
     assert back.shape == (5, 32, 32, 3)
     assert (back.permute(3, 0, 1, 2).float() - video[:, :, :, 8:40].float()).abs().mean() < 8
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from torch import Tensor
 from tqdm import tqdm
 
-from qdm_pipeline.configuration import require, settings
+from qdm_pipeline.configuration import plain, require, settings
 from qdm_pipeline.errors import InputError
 from qdm_pipeline.files import write_json
 from qdm_pipeline.handle import Handle
@@ -27,10 +27,10 @@ logger = logging.getLogger(__name__)
 
 @settings
 class ClipSettings:
-    """What a clip is. ``size`` in pixels (square); the fractions serve folders whose table has no split."""
+    """What a clip is. ``size`` in pixels; the fractions serve folders whose table has no split."""
 
     frames: int
-    size: int
+    size: int | tuple[int, int]  # of both sides; or height and width
     fps: float
     clips_per_video: Literal["first", "centre", "uniform", "all"]
     uniform_clips: int  # of a video, with clips_per_video: uniform
@@ -44,7 +44,8 @@ class ClipSettings:
     seed: int
 
     def __post_init__(self) -> None:
-        require(self.frames >= 1 and self.size >= 1, "clips: frames and size must be at least 1")
+        least = min(self.frames, *self.height_and_width)
+        require(least >= 1, f"clips: frames and size must be at least 1, found {self.frames}, {self.size}")
         require(self.fps > 0, f"clips: fps must be positive, found {self.fps}")
         require(
             self.clips_per_video in ("first", "centre", "uniform", "all"),
@@ -66,7 +67,13 @@ class ClipSettings:
     @property
     def plan(self) -> Plan:
         """What a decoder has to know."""
-        return Plan(self.frames, self.size, self.fps, self.clips_per_video, self.uniform_clips, self.shot_cut)
+        size, choice = self.height_and_width, self.clips_per_video
+        return Plan(self.frames, size, self.fps, choice, self.uniform_clips, self.shot_cut)
+
+    @property
+    def height_and_width(self) -> tuple[int, int]:
+        """Of a clip, in pixels."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
 
 
 def make_clips(settings: ClipSettings, folder: Path, run: Run, decoders: int = 1) -> Handle:
@@ -80,7 +87,7 @@ def make_clips(settings: ClipSettings, folder: Path, run: Run, decoders: int = 1
     videos = _with_splits(list_videos(folder), settings)
     _require_splits({video.split for video in videos}, folder)
     classes = sorted({video.label for video in videos if video.label is not None})
-    size = {"frames": settings.frames, "size": settings.size, "fps": settings.fps}
+    size = {"frames": settings.frames, "size": plain(settings.size), "fps": settings.fps}
     writer = ShardWriter(run.directory, {"kind": "clips", **size})
     if (shards := writer.finished()) is None:
         cut = _Cut(settings, folder, videos, classes)

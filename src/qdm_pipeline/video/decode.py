@@ -17,7 +17,7 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from qdm_pipeline.video.cuts import shots
-from qdm_pipeline.video.picture import BadVideo, Picture, square
+from qdm_pipeline.video.picture import BadVideo, Picture, fitted
 
 # What may be behind a name: containers that hold their own data. Playlists and scripts, which make FFmpeg
 # open other files or the network, are refused whatever they are called.
@@ -27,7 +27,7 @@ LONGEST_GAP = 60.0  # seconds that one frame may stand; more is a broken clock, 
 
 @dataclass(frozen=True)
 class Plan:
-    """Clips of ``frames`` pictures of ``size`` x ``size`` pixels, ``fps`` a second of the file's own clock.
+    """Clips of ``frames`` pictures of ``size`` (height, width), ``fps`` a second of the file's own clock.
 
     ``choice``: the ``first`` clip, the one in the ``centre``, ``all`` one after the other without overlap, or
     ``uniform``: ``count`` of them (fewer if the file is short) from the first to the last, evenly spaced.
@@ -36,7 +36,7 @@ class Plan:
     """
 
     frames: int
-    size: int
+    size: tuple[int, int]
     fps: float
     choice: str
     count: int
@@ -44,7 +44,7 @@ class Plan:
 
 
 class Clip(NamedTuple):
-    """Pixels uint8 [T, size, size, 3] and where they begin: seconds after the file's first frame."""
+    """Pixels uint8 [T, H, W, 3] and where they begin: seconds after the file's first frame."""
 
     start: float
     pixels: Picture
@@ -96,8 +96,8 @@ def _too_short(longest: int, plan: Plan) -> BadVideo:
     return BadVideo(f"too short: {shot}{longest} frames at {plan.fps:g} per second, a clip has {plan.frames}")
 
 
-def decode_pictures(path: Path, size: int, fps: float) -> Iterator[Picture]:
-    """All pictures of ``path`` at a constant rate: uint8 [size, size, 3]. Raises as `decode_clips` does."""
+def decode_pictures(path: Path, size: tuple[int, int], fps: float) -> Iterator[Picture]:
+    """All pictures of ``path`` at a constant rate: uint8 [H, W, 3]. Raises as `decode_clips` does."""
     with _opened(path) as source:
         yield from source.pictures(size, fps, 0)
         source.require_whole()
@@ -162,7 +162,7 @@ class _Source:
         """Close the file."""
         self.container.close()
 
-    def pictures(self, size: int, fps: float, first: int) -> Iterator[Picture]:
+    def pictures(self, size: tuple[int, int], fps: float, first: int) -> Iterator[Picture]:
         """The picture on show at first/fps, (first + 1)/fps, … seconds after the first frame."""
         shown: av.VideoFrame | None = None
         picture: Picture | None = None
@@ -170,7 +170,7 @@ class _Source:
             if frame is not shown or picture is None:
                 if frame.is_corrupt:
                     raise BadVideo("a frame is damaged")
-                shown, picture = frame, square(frame, size, self.pixel_aspect, self.reformatter)
+                shown, picture = frame, fitted(frame, size, self.pixel_aspect, self.reformatter)
             yield picture
 
     def pictures_at(self, fps: float) -> int:

@@ -1,4 +1,4 @@
-"""One decoded frame to an upright RGB square: pixel shape, orientation, transparency, colour."""
+"""One decoded frame to an upright RGB picture of one size: pixel shape, orientation, transparency, colour."""
 
 from functools import cache
 from typing import Any, cast
@@ -25,12 +25,14 @@ class BadVideo(Exception):
     """One video cannot be used; the message is the reason, for the table of skipped files."""
 
 
-def square(frame: av.VideoFrame, size: int, pixel_aspect: float, reformatter: VideoReformatter) -> Picture:
-    """``frame`` as uint8 [size, size, 3] RGB in full range, as a player would show it.
+def fitted(
+    frame: av.VideoFrame, size: tuple[int, int], pixel_aspect: float, reformatter: VideoReformatter
+) -> Picture:
+    """``frame`` as uint8 [height, width, 3] RGB in full range, as a player would show it, for a ``size``.
 
-    The shorter side is resized to ``size``, the longer one cropped about its centre; pixels that are
-    ``pixel_aspect`` times as wide as high become square; transparency is laid over black. Colours follow the
-    file's tags. `BadVideo` for a tiny, very long or HDR picture, or one turned by no multiple of 90 degrees.
+    Resized until it covers (height, width), then cropped about its centre; pixels that are ``pixel_aspect``
+    times as wide as high become square; transparency is laid over black. Colours follow the file's tags.
+    `BadVideo` for a tiny, very long or HDR picture, or one turned by no multiple of 90 degrees.
     """
     if frame.color_trc in HDR:
         raise BadVideo(f"HDR ({HDR[frame.color_trc]}), which needs tone mapping first")
@@ -39,11 +41,14 @@ def square(frame: av.VideoFrame, size: int, pixel_aspect: float, reformatter: Vi
         raise BadVideo(f"too small: {frame.width}x{frame.height} pixels, a side must have {LEAST_SIDE}")
     if max(shown / frame.height, frame.height / shown) > MOST_ASPECT:
         raise BadVideo(f"too long: {shown:.0f}x{frame.height} as shown, at most {MOST_ASPECT}:1")
-    scale = size / min(shown, frame.height)
-    width, height = max(size, round(shown * scale)), max(size, round(frame.height * scale))
+    turned, down, right = _orientation(frame)
+    high, wide = reversed(size) if turned else size
+    scale = max(wide / shown, high / frame.height)
+    width, height = max(wide, round(shown * scale)), max(high, round(frame.height * scale))
     image = _rgb(frame, width, height, reformatter)
-    top, left = (height - size) // 2, (width - size) // 2
-    return np.ascontiguousarray(_upright(image[top : top + size, left : left + size], frame))
+    top, left = (height - high) // 2, (width - wide) // 2
+    image = image[top : top + high, left : left + wide]
+    return np.ascontiguousarray((image.swapaxes(0, 1) if turned else image)[::down, ::right])
 
 
 def _rgb(frame: av.VideoFrame, width: int, height: int, reformatter: VideoReformatter) -> Picture:
@@ -70,21 +75,21 @@ def _has_alpha(pixel_format: str) -> bool:
     return any(part.is_alpha for part in av.VideoFormat(pixel_format).components)
 
 
-def _upright(image: Picture, frame: av.VideoFrame) -> Picture:
-    """``image`` turned and mirrored as the display matrix [[a, b], [c, d]] of ``frame`` says.
+def _orientation(frame: av.VideoFrame) -> tuple[bool, int, int]:
+    """Whether rows become columns, and the directions, 1 or -1, in which the rows and columns then run.
 
-    It sends the point (x, y) to (a·x + c·y, b·x + d·y), x to the right and y downwards.
+    As the display matrix [[a, b], [c, d]] of ``frame`` says, which sends the point (x, y) to
+    (a·x + c·y, b·x + d·y), x to the right and y downwards.
     """
     side_data = cast(dict[str, Any], frame.side_data)
     if "DISPLAYMATRIX" not in side_data:
-        return image
+        return False, 1, 1
     matrix = np.frombuffer(side_data["DISPLAYMATRIX"], "<i4", 5).astype(float)
     a, b, c, d = matrix[[0, 1, 3, 4]]
     if abs(b) + abs(c) < 0.01 * (abs(a) + abs(d)):
-        across, down = a, d
+        turned, across, down = False, a, d
     elif abs(a) + abs(d) < 0.01 * (abs(b) + abs(c)):
-        image = image.swapaxes(0, 1)
-        across, down = c, b
+        turned, across, down = True, c, b
     else:
         raise BadVideo(f"turned by {frame.rotation} degrees, allowed are multiples of 90")
-    return image[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1]
+    return turned, -1 if down < 0 else 1, -1 if across < 0 else 1
