@@ -128,7 +128,7 @@ def ranks(shards: ShardSet, root: Path) -> None:
     inputs = {"latents": Handle("latents", shards.directory, shards.digest)}
     for round_ in range(3):
         for world in rates:
-            made = settings(steps=60, batch=BATCH * world, seed=round_, log_every=20)
+            made = settings(steps=30, batch=BATCH * world, seed=round_, log_every=10)
             run = Run.create("teacher", made, inputs, root / "ranks")
             run_job(run, world)
             lines = (run.directory / "log.txt").read_text().splitlines()
