@@ -22,7 +22,12 @@ MISTAKES: list[tuple[str, dict[str, str] | None, list[str], str]] = [
     ("clips that do not fit", {}, ["--params", "clips.frames=10"], "found 10, the autoencoder takes 4 k + 1"),
     ("too large a model", {}, ["--params", "teacher.model.width=1000000"], "take a smaller model"),
     ("text without its encoder", {}, ["--params", "teacher.condition=text"], "which needs encode.text"),
-    ("weights to be fetched", BROKEN, ["--params", "evaluation.extractor=i3d-ts"], "no such file; get it from"),
+    (
+        "weights to be fetched",
+        BROKEN,
+        ["--params", "evaluation.extractor=i3d-ts"],
+        "no such file; get it from",
+    ),
     ("no videos", {}, [], "no videos in it"),
     ("no folder of videos", None, [], "no such folder"),
     ("a row without its video", TABLE, [], "file 'missing.mp4' does not exist"),
