@@ -19,7 +19,9 @@ from pydantic import TypeAdapter, ValidationError
 from qdm_pipeline.errors import InputError
 
 Key = tuple[str, ...]
-TAG = re.compile(r"int|float|str|bool|literal\[.*\]")  # pydantic's name for one of several allowed types
+TAG = re.compile(
+    r"int|float|str|bool|(literal|tuple)\[.*\]"
+)  # pydantic's name for one of several allowed types
 
 
 class ProjectContext(KedroContext):

@@ -9,7 +9,7 @@ from kedro.pipeline import node, pipeline
 from pluggy import PluginManager
 
 from qdm_pipeline import parameters
-from qdm_pipeline.configuration import build, require, settings
+from qdm_pipeline.configuration import build, plain, require, settings
 from qdm_pipeline.errors import InputError
 from qdm_pipeline.launch.world import WorldSize
 from qdm_pipeline.settings import CONFIG_LOADER_ARGS
@@ -59,6 +59,23 @@ def context(conf: Path, overrides: dict[str, object] | None = None) -> KedroCont
     return parameters.ProjectContext(
         conf.parent, loader, "local", "qdm_pipeline", PluginManager("kedro"), overrides
     )
+
+
+@settings
+class Picture:
+    size: int | tuple[int, int] | None
+
+
+@pytest.mark.parametrize("size", [3, (3, 5), None])
+def test_either_of_two_kinds_comes_back_as_it_was(size: int | tuple[int, int] | None) -> None:
+    assert build(Picture, plain(Picture(size=size))) == Picture(size=size)
+
+
+def test_a_kind_is_no_part_of_the_key() -> None:
+    with pytest.raises(InputError) as caught:
+        parameters.typed_parameters({"a": {"size": "big"}}, {"a": Picture}, lambda key: "here")
+    said = str(caught.value).splitlines()
+    assert len(said) == 2 and all(line.startswith("here: a.size: found 'big': input") for line in said)
 
 
 def test_nested_settings_are_built(conf: Path) -> None:

@@ -18,7 +18,7 @@ def test_the_same_way_as_torch_as_far_as_bfloat16_can_tell(monkeypatch, bfloat16
     start = [torch.randn(shape, generator=draw) for shape in SHAPES]
     ours, theirs = ([nn.Parameter(value.clone()) for value in start] for _ in range(2))
     optimizers = (
-        Muon(ours, 0.02, momentum=0.95, weight_decay=0.1),
+        Muon(ours, 0.02, momentum=0.95, weight_decay=0.1, ranks=Ranks()),
         torch.optim.Muon(theirs, 0.02, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
     )
     for _ in range(5):
@@ -50,12 +50,12 @@ def test_parameters_without_gradient_stay_and_the_state_resumes():
 
     whole, parts = parameters(), parameters()
     gradient = torch.randn(8, 4, generator=torch.Generator().manual_seed(2))
-    optimizers = [Muon(each, 0.1, momentum=0.9, weight_decay=0.0) for each in (whole, parts)]
+    optimizers = [Muon(each, 0.1, momentum=0.9, weight_decay=0.0, ranks=Ranks()) for each in (whole, parts)]
     for step in range(4):
         whole[0].grad, parts[0].grad = (gradient * (step + 1) for _ in range(2))
         optimizers[0].step()
         if step == 2:
-            resumed = Muon(parts, 0.1, momentum=0.9, weight_decay=0.0)
+            resumed = Muon(parts, 0.1, momentum=0.9, weight_decay=0.0, ranks=Ranks())
             resumed.load_state_dict(optimizers[1].state_dict())
             optimizers[1] = resumed
         optimizers[1].step()

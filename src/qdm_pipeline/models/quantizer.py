@@ -14,10 +14,8 @@ from torch import Tensor, nn
 
 from qdm_pipeline.configuration import require, settings
 from qdm_pipeline.models.precision import apply_in_full, without_autocast
-from qdm_pipeline.models.search import nearest
+from qdm_pipeline.models.search import ROWS, nearest
 from qdm_pipeline.randomness import generator
-
-CHUNK = 1024  # tokens, or codes, of which copies are held at a time
 
 
 @settings
@@ -224,7 +222,7 @@ class VectorQuantizer(Quantizer):
                 self._collect(tokens.detach(), codes, mask)
         chosen = self._look_up(codes)
         if mask is None:
-            parts = zip(tokens.split(CHUNK, 1), chosen.split(CHUNK, 1), strict=True)
+            parts = zip(tokens.split(ROWS, 1), chosen.split(ROWS, 1), strict=True)
             commitment = torch.stack([torch.dist(*part).square() for part in parts]).sum() / tokens.numel()
         else:
             distance = torch.where(mask[:, None], tokens - chosen, 0)
@@ -240,8 +238,8 @@ class VectorQuantizer(Quantizer):
         learned = finite & asked
         place = codes + size * torch.arange(groups, device=codes.device)[:, None]
         collected = self.collected.view(-1, dim + 1)
-        for start in range(0, tokens.shape[1], CHUNK):
-            part = slice(start, start + CHUNK)
+        for start in range(0, tokens.shape[1], ROWS):
+            part = slice(start, start + ROWS)
             kept = torch.where(learned[part, None], tokens[:, part], 0)
             collected[:, :-1].index_add_(0, place[:, part].flatten(), kept.flatten(0, 1))
             self.tally[1] += torch.linalg.vector_norm(kept).square()
@@ -293,8 +291,8 @@ class VectorQuantizer(Quantizer):
         """Sum of |x - e|^2 over that of |x - mean|^2, from sums: |x|^2 - 2 x.e + |e|^2 needs no tokens."""
         norm = self.tally[1].double()
         distance, total = norm.clone(), sums.new_zeros(sums[:, 0].shape, dtype=torch.float64)
-        for start in range(0, sums.shape[1], CHUNK):
-            part = slice(start, start + CHUNK)
+        for start in range(0, sums.shape[1], ROWS):
+            part = slice(start, start + ROWS)
             summed, code = sums[:, part].double(), self.codebook[:, part].double()
             distance += ((counts[:, part, None] * code - 2 * summed) * code).sum()
             total += summed.sum(1)

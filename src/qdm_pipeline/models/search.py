@@ -8,7 +8,7 @@ from torch import Tensor
 CHUNK_SCORES = {"cpu": 1 << 21}
 CHUNK_SCORES_DEVICE = 1 << 26
 LANES = 32
-CODES = 1024  # of which copies are held at a time
+ROWS = 1024  # tokens, or codes, of which copies are held at a time
 
 
 @torch.library.custom_op("qdm_pipeline::nearest", mutates_args=())
@@ -24,8 +24,8 @@ def nearest(tokens: Tensor, codebook: Tensor) -> Tensor:
     groups, count, _ = tokens.shape
     size, columns = codebook.shape[1], -(-codebook.shape[1] // LANES)
     offset = codebook.new_full((groups, 1, columns * LANES), -torch.inf)  # codes that pad: infinitely far
-    for number, part in enumerate(codebook.split(CODES, 1)):
-        offset[:, 0, number * CODES :][:, : part.shape[1]] = -0.5 * part.square().sum(-1)
+    for number, part in enumerate(codebook.split(ROWS, 1)):
+        offset[:, 0, number * ROWS :][:, : part.shape[1]] = -0.5 * part.square().sum(-1)
     table = codebook if columns * LANES == size else F.pad(codebook, (0, 0, 0, columns * LANES - size))
     chunk = max(1, CHUNK_SCORES.get(tokens.device.type, CHUNK_SCORES_DEVICE) // (groups * columns * LANES))
     codes = torch.empty(groups, count, dtype=torch.int64, device=tokens.device)

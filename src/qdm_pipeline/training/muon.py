@@ -26,12 +26,7 @@ class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised; steps as large in root mean square as AdamW's (arXiv:2502.16982)."""
 
     def __init__(
-        self,
-        params: Iterable[Tensor],
-        lr: float,
-        momentum: float,
-        weight_decay: float,
-        ranks: Ranks = Ranks(),  # noqa: B008 - frozen
+        self, params: Iterable[Tensor], lr: float, momentum: float, weight_decay: float, ranks: Ranks
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self.ranks = ranks
