@@ -15,7 +15,7 @@ from benchmarks.harness import peak_memory, report, spread, take_turns
 from qdm_pipeline.evaluation.frechet import Gaussian, Moments, distance, frechet_distance
 from qdm_pipeline.randomness import generator
 
-TO_PEER = {(512, 1280): 20, (2048, 1280): 3, (1280, 512): 20, (1280, 2048): 3}
+TO_PEER = {(512, 1280): 20, (2048, 1280): 3, (1280, 512): 3, (1280, 2048): 3}  # (samples, numbers)
 ROUNDS = 3
 
 
