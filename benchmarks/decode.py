@@ -63,7 +63,7 @@ def speed(path: Path) -> None:
             act()
             seconds[name].append(process_time() - begun)
     say("one core", "frames/s of processor time", seconds)
-    plan = Plan(frames=16, size=(SIZE, SIZE), fps=FPS, choice="all", count=1, cut=None)
+    plan = Plan(frames=16, sizes=((SIZE, SIZE),), fps=FPS, choice="all", count=1, cut=None)
     with Decoders(1, plan, seconds=60, mebibytes=2048) as decoders:
         contestants = {
             "floor": lambda: bare(path),
@@ -83,7 +83,7 @@ def memory(folder: Path) -> None:
     peaks = {}
     for name, seconds in ((f"{SECONDS} s", SECONDS), (f"{HOURS} h", HOURS * 3600)):
         path = film(folder / f"{seconds}.mp4", 8 * seconds, SMALL, 8)
-        plan = Plan(frames=16, size=(SMALL, SMALL), fps=8, choice="all", count=1, cut=None)
+        plan = Plan(frames=16, sizes=((SMALL, SMALL),), fps=8, choice="all", count=1, cut=None)
         with Decoders(1, plan, seconds=60, mebibytes=2048) as decoders:
             for clips in decoders.decode([path]):
                 count = sum(1 for _ in clips)

@@ -84,7 +84,7 @@ def test_a_preset_trains_distils_and_samples_at_reduced_size(name, tmp_path):
     assert torch.isfinite(distill.train_step(0)["student/loss"])
     denoiser = GuidedDenoiser(distill.dmd.student, distill.condition.rows(slice(0, 2)), 1.0, "quantized")
     with torch.inference_mode():
-        noise = torch.randn(2, *latents.manifest["fields"]["latent"]["shape"], generator=draw)
+        noise = torch.randn(2, *latents.shape("latent"), generator=draw)
         sample = renoise(denoiser, noise, preset["distill"].dmd.times, distill.schedule, draw)
         codes = denoiser.tokens()["codes"]
         assert torch.equal(distill.dmd.student.decode_codes(codes), sample)

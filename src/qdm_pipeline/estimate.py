@@ -1,5 +1,6 @@
 """What a run needs, from its settings alone, so that it can be said before anything is computed."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,10 +30,11 @@ Settings = Mapping[str, Any]  # validated parameters by their top-level names
 
 
 def shapes(settings: Settings) -> tuple[PredictorConfig, Latents]:
-    """The predictor with ten classes, and its latents."""
+    """The predictor with ten classes, and its latents, of the largest clips."""
     clips, autoencoder = settings["clips"], settings["autoencoder"].model
     frames = (clips.frames - 1) // autoencoder.time_patch + 1
-    height, width = (side // autoencoder.space_patch for side in clips.height_and_width)
+    largest = max(clips.sizes, key=math.prod)
+    height, width = (side // autoencoder.space_patch for side in largest)
     size, channels = settings["teacher"].model, autoencoder.latent_channels
     classes = tuple(map(str, range(10)))
     config = PredictorConfig(
@@ -52,18 +54,20 @@ def check_shapes(settings: Settings) -> None:
     )
     for key, found, step, extra in (
         ("frames", clips.frames, autoencoder.time_patch, 1),
-        *(("size", side, autoencoder.space_patch, 0) for side in clips.height_and_width),
+        *(("size", side, autoencoder.space_patch, 0) for size in clips.sizes for side in size),
     ):
         if (found - extra) % step or found - extra <= 0:
             near = max(1, round((found - extra) / step)) * step + extra
             rule = f"{step} k{' + 1' * extra}"
             raise InputError(f"clips.{key}: found {found}, the autoencoder takes {rule}, for example {near}")
-    latents = shapes(settings)[1][1:]
-    if any(size % step for size, step in zip(latents, patch, strict=True)):
-        raise InputError(
-            f"teacher.model.patch: found {list(patch)}, which does not divide latents of {list(latents)} "
-            "(time, height, width)"
-        )
+    frames = shapes(settings)[1][1]
+    for size in clips.sizes:
+        latents = [frames, *(side // autoencoder.space_patch for side in size)]
+        if any(length % step for length, step in zip(latents, patch, strict=True)):
+            raise InputError(
+                f"teacher.model.patch: found {list(patch)}, which does not divide latents of {latents} "
+                "(time, height, width)"
+            )
 
 
 def check_text(settings: Settings) -> None:

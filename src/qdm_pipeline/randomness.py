@@ -1,7 +1,7 @@
 """Every random draw is a function of (seed, step, rank, purpose), so a resume needs no generator state."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -37,6 +37,37 @@ def epoch_rows(count: int, first: int, length: int, seed: int) -> Tensor:
     return torch.cat(parts)
 
 
+class _Sizes:
+    """Which size each micro-batch of an endless sequence has, so that all sizes pass their epochs alike.
+
+    A size of ``count`` of N rows has ``count`` / N of the micro-batches; within an epoch they come in random order.
+    """
+
+    def __init__(self, counts: Sequence[int], micro_batch: int, seed: int) -> None:
+        self.counts, self.micro_batch, self.seed = counts, micro_batch, seed
+
+    def at(self, number: int) -> tuple[int, int]:
+        """The size of micro-batch ``number``, and how many of that size came before it."""
+        if len(self.counts) == 1:
+            return 0, number
+        epoch = number * self.micro_batch // sum(self.counts)
+        while sum(self._before(epoch + 1)) <= number:
+            epoch += 1
+        before = self._before(epoch)
+        order, place = self._order(epoch), number - sum(before)
+        size = order[place]
+        return size, before[size] + order[:place].count(size)
+
+    def _before(self, epoch: int) -> list[int]:
+        return [epoch * count // self.micro_batch for count in self.counts]
+
+    def _order(self, epoch: int) -> list[int]:
+        pairs = zip(self._before(epoch), self._before(epoch + 1), strict=True)
+        sizes = [size for size, (begin, end) in enumerate(pairs) for _ in range(end - begin)]
+        draw = generator(self.seed, epoch, 0, "order of sizes")
+        return [sizes[place] for place in torch.randperm(len(sizes), generator=draw).tolist()]
+
+
 class MicroBatch(NamedTuple):
     """What one forward pass of one optimizer step looks at."""
 
@@ -48,12 +79,20 @@ class Batches:
     """The batches of a training, cut into micro-batches that are dealt out to ranks.
 
     What a step looks at does not depend on the number of ranks, only who does which part: one rank, two, or
-    two after one make the same steps.
+    two after one make the same steps. The rows of a micro-batch are of one size; every row of a size comes
+    once before any of them comes again.
     """
 
-    def __init__(self, count: int, batch: int, micro_batch: int, seed: int, rank: int, world: int) -> None:
-        """Batches of ``count`` rows; `InputError` if ranks cannot share the micro-batches equally."""
-        self.count, self.batch, self.micro_batch, self.seed = count, batch, micro_batch, seed
+    def __init__(
+        self, size_of: Tensor, batch: int, micro_batch: int, seed: int, rank: int, world: int
+    ) -> None:
+        """Batches of rows whose sizes are ``size_of`` (int64 [N]).
+
+        `InputError` if ranks cannot share the micro-batches equally.
+        """
+        self.batch, self.micro_batch, self.seed = batch, micro_batch, seed
+        self.members = [(size_of == size).nonzero().flatten() for size in size_of.unique().tolist()]
+        self.sizes = _Sizes([len(rows) for rows in self.members], micro_batch, seed)
         total = batch // micro_batch
         if total % world:
             fitting = ", ".join(str(n) for n in range(1, total + 1) if total % n == 0)
@@ -65,10 +104,12 @@ class Batches:
 
     def of(self, step: int) -> list[MicroBatch]:
         """What this rank looks at in an optimizer step."""
-        return [
-            MicroBatch(number, epoch_rows(self.count, self.first(step, number), self.micro_batch, self.seed))
-            for number in self.share
-        ]
+        return [MicroBatch(number, self._rows(step, number)) for number in self.share]
+
+    def _rows(self, step: int, number: int) -> Tensor:
+        size, before = self.sizes.at(self.first(step, number) // self.micro_batch)
+        rows = self.members[size]
+        return rows[epoch_rows(len(rows), before * self.micro_batch, self.micro_batch, self.seed)]
 
     def first(self, step: int, number: int) -> int:
         """The position of a micro-batch in the endless sequence of samples."""

@@ -117,7 +117,7 @@ def test_statistics_are_those_of_the_whole_set_however_it_is_split(make_distill)
     codes = torch.randint(16, (60, 2, 1, 2, 2), generator=draw)
     found = []
     for size in (60, 7):
-        sums = LatentSums(task.config, (3, 1, 2, 2), Ranks())
+        sums = LatentSums(task.config, [(3, 1, 2, 2)], Ranks())
         for part in torch.arange(60).split(size):
             sums.add(x[part], labels[part], codes[part])
         found.append(sums.take())
@@ -125,6 +125,6 @@ def test_statistics_are_those_of_the_whole_set_however_it_is_split(make_distill)
     assert found[0].std == pytest.approx(float(x.std(correction=0)), rel=1e-6)
     assert found[0].mean == pytest.approx(float(x.mean()), rel=1e-6)
     assert found[0].diversity == pytest.approx(2.0, rel=0.1) and found[0].utilization == 1.0
-    few = LatentSums(task.config, (3, 1, 2, 2), Ranks())
+    few = LatentSums(task.config, [(3, 1, 2, 2)], Ranks())
     few.add(x[:2], labels[:2], None)
     assert few.take()[2:] == (None, None, None)

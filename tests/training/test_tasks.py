@@ -13,6 +13,7 @@ from qdm_pipeline.randomness import Batches
 from qdm_pipeline.training.model_files import load_predictor
 
 LEAF = torch.zeros((), requires_grad=True)
+ALIKE = torch.zeros(10, dtype=torch.int64)  # the sizes of ten rows
 
 
 def flatten(state):
@@ -158,21 +159,40 @@ def test_export_loads_and_answers_like_the_average(make_teacher, tmp_path):
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_shares_of_a_batch_are_the_batch_of_one_rank(world):
-    [whole] = [Batches(10, 8, 2, 0, 0, 1).of(3)]
-    shares = [micro for rank in range(world) for micro in Batches(10, 8, 2, 0, rank, world).of(3)]
+    [whole] = [Batches(ALIKE, 8, 2, 0, 0, 1).of(3)]
+    shares = [micro for rank in range(world) for micro in Batches(ALIKE, 8, 2, 0, rank, world).of(3)]
     assert [micro.number for micro in shares] == [micro.number for micro in whole] == [0, 1, 2, 3]
     assert all(torch.equal(a.rows, b.rows) for a, b in zip(shares, whole, strict=True))
 
 
 def test_an_epoch_visits_every_row_once():
-    assert sorted(Batches(10, 5, 5, 0, 0, 1).rows(range(2)).tolist()) == list(range(10))
+    assert sorted(Batches(ALIKE, 5, 5, 0, 0, 1).rows(range(2)).tolist()) == list(range(10))
+
+
+def test_micro_batches_are_of_one_size_and_sizes_pass_their_epochs_alike():
+    size_of = torch.tensor([0] * 40 + [2] * 7 + [0] * 20 + [1] * 13)
+    batches = Batches(size_of, 8, 4, 0, 0, 1)
+    seen, kinds = Counter(), []
+    for step in range(30):
+        for micro in batches.of(step):
+            [kind] = size_of[micro.rows].unique().tolist()
+            kinds.append(kind)
+            seen.update(micro.rows.tolist())
+    assert len(kinds) == 60 and 240 == 3 * len(size_of)
+    visits = torch.tensor([seen[row] for row in range(80)])  # three times each, but for a size's last micro-batch
+    assert [int(visits[size_of == size].sum()) for size in (0, 1, 2)] == [180, 39 // 4 * 4 + 4, 21 // 4 * 4]
+    assert all(visits[size_of == size].max() - visits[size_of == size].min() <= 1 for size in (0, 1, 2))
+    assert kinds[:15] != sorted(kinds[:15])  # mixed
+    alone = [micro.rows for micro in batches.of(29)]
+    again = [Batches(size_of, 8, 4, 0, rank, 2).of(29)[0].rows for rank in (0, 1)]
+    assert all(torch.equal(a, b) for a, b in zip(alone, again, strict=True))
 
 
 def test_ranks_that_cannot_share_a_batch_are_refused():
     with pytest.raises(
         InputError, match=r"world_size: found 3, .* 4 micro-batches of 2.* allowed are 1, 2, 4"
     ):
-        Batches(10, 8, 2, 0, 0, 3)
+        Batches(ALIKE, 8, 2, 0, 0, 3)
 
 
 @pytest.mark.parametrize(("kind", "codes"), [("fsq", 25), ("lfq", 4), ("bsq", 4)])

@@ -150,7 +150,7 @@ def test_interlaced_films_have_no_combs(tmp_path: Path) -> None:
 
 
 def plan(choice: str, count: int = 3, frames: int = 4, fps: float = 8) -> Plan:
-    return Plan(frames, (32, 32), fps, choice, count, None)
+    return Plan(frames, ((32, 32),), fps, choice, count, None)
 
 
 def clips(path: Path, plan: Plan) -> list[Clip]:

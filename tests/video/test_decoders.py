@@ -17,8 +17,8 @@ from qdm_pipeline.video.decoders import Decoder, Decoders
 from qdm_pipeline.video.picture import BadVideo
 from qdm_pipeline.video.shards import ShardSet, ShardWriter
 
-PLAN = Plan(frames=9, size=(32, 32), fps=8, choice="first", count=1, cut=None)
-ALL = Plan(frames=9, size=(32, 32), fps=8, choice="all", count=1, cut=None)
+PLAN = Plan(frames=9, sizes=((32, 32),), fps=8, choice="first", count=1, cut=None)
+ALL = Plan(frames=9, sizes=((32, 32),), fps=8, choice="all", count=1, cut=None)
 
 
 @pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.faults)])

@@ -65,7 +65,7 @@ def test_latents_keep_the_columns_and_the_order(
     model: CausalVideoAutoencoder, demo_clips: ShardSet, tmp_path: Path
 ) -> None:
     latents = encode(model, demo_clips, tmp_path)
-    assert latents.manifest["shape"] == [16, 3, 4, 4] and latents.manifest["autoencoder"] == "ab"
+    assert latents.manifest["shapes"] == [[16, 3, 4, 4]] and latents.manifest["autoencoder"] == "ab"
     for name in ("id", "file", "start", "end", "split", "label", "caption"):
         assert latents.column(name) == demo_clips.column(name)
     rows = torch.tensor([83, 7])
@@ -102,7 +102,7 @@ def test_an_encoder_of_diffusers_takes_the_same_way(demo_clips: ShardSet, tmp_pa
     )
     encode_clips(run, Ranks())
     latents = ShardSet(run.directory)
-    assert latents.manifest["shape"] == [4, 3, 4, 4] and len(latents) == 84
+    assert latents.manifest["shapes"] == [[4, 3, 4, 4]] and len(latents) == 84
     video = to_float(demo_clips.gather("video", torch.tensor([7])))
     expected = load_autoencoder(tmp_path / "autoencoder").encode(video)
     torch.testing.assert_close(

@@ -87,8 +87,9 @@ class ClassifierTask:
         self.steps = settings.steps
         self.log_every, self.checkpoint = settings.log_every, settings.checkpoint
         self.rows = clips.rows("train")
+        sizes = clips.size_of[self.rows]
         self.batches = Batches(
-            len(self.rows), settings.batch, settings.micro_batch, settings.seed, ranks.rank, ranks.world
+            sizes, settings.batch, settings.micro_batch, settings.seed, ranks.rank, ranks.world
         )
         self.labels = torch.tensor([-1 if label is None else label for label in clips.column("label")])
         classes: tuple[str, ...] = ()
@@ -107,8 +108,9 @@ class ClassifierTask:
             classes=classes,
         )
         self.model = VideoClassifier(config).to(ranks.device)
-        first = epoch_rows(len(self.rows), 0, FIRST_CLIPS, settings.seed)  # the same on every rank
-        self.model.fit_scales(to_float(clips.gather("video", self.rows[first])).to(ranks.device))
+        same = clips.of_main_size().rows("train")
+        first = epoch_rows(len(same), 0, FIRST_CLIPS, settings.seed)  # the same on every rank
+        self.model.fit_scales(to_float(clips.gather("video", same[first])).to(ranks.device))
         self.wrapped = ranks.wrap(_BothHeads(self.model))
         self.optimizer = torch.optim.AdamW(self.model.parameters(), weight_decay=settings.weight_decay)
 
@@ -196,7 +198,7 @@ class ClassifierTask:
         if not self.model.config.classes or len(rows) == 0:
             return None
         correct = 0
-        for part in rows.split(EXPORT_BATCH):
+        for part in self.clips.parts(rows, EXPORT_BATCH):
             video = to_float(self.clips.gather("video", part)).to(self.ranks.device)
             correct += int((self.model(video)[1].argmax(1).cpu() == self.labels[part]).sum())
         return correct / len(rows)

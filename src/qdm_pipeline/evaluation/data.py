@@ -53,7 +53,7 @@ class EvaluationSettings:
 class Data:
     """What samples are held against: the clips, their latents, and the networks between and behind them.
 
-    ``model`` is the teacher, for its codebook.
+    Clips and latents are of one size, that of the samples. ``model`` is the teacher, for its codebook.
     """
 
     clips: ShardSet

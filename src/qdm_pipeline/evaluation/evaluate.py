@@ -52,7 +52,7 @@ def evaluate(
     data.model.to(ranks.device)
     observer = make_observer(settings, data, ranks)
     real = RealClips(settings, data, observer)
-    shape, fps = data.clips.manifest["fields"]["video"]["shape"], data.clips.manifest["fps"]
+    shape, fps = data.clips.shape("video"), data.clips.manifest["fps"]
 
     def row(name: str, seen: Observation) -> dict[str, Any]:
         return compare(name, seen, real.reference, settings.neighbours, settings.splits)
@@ -108,7 +108,7 @@ def _check(sets: Sequence[SampleSet], data: Data, decoders: Mapping[str, Decoder
         raise InputError(f"sample sets are named {names}: names must differ, also from {', '.join(RESERVED)}")
     if unknown := set(decoders) - set(names):
         raise ValueError(f"decoders for {sorted(unknown)}, but the sample sets are {names}")
-    shape = tuple(data.latents.manifest["fields"]["latent"]["shape"])
+    shape = data.latents.shape("latent")
     for samples in sets:
         samples.check(shape, data.classifier.config.classes, LEAST)
 

@@ -5,7 +5,7 @@
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -58,7 +58,7 @@ class Extractor:
             raise InputError(f"extractor {self.name}: features are not finite")
         return features
 
-    def metric_name(self, shape: list[int], count: int) -> str:
+    def metric_name(self, shape: Sequence[int], count: int) -> str:
         """Everything that another number must share to be comparable; ``shape`` [3, T, H, W] of the clips."""
         _, frames, height, width = shape
         own = str(height) if height == width else f"{height}x{width}"

@@ -1,6 +1,7 @@
 """One row of the report: what was observed in a set of videos against what was observed in test clips."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -66,7 +67,7 @@ def memorisation(seen: Observation, reference: Observation, train: Tensor) -> fl
     return float(samples / real.clamp(min=1e-12))
 
 
-def sampling_facts(samples: SampleSet, clip_shape: list[int], fps: float) -> dict[str, Any]:
+def sampling_facts(samples: SampleSet, clip_shape: Sequence[int], fps: float) -> dict[str, Any]:
     """What does not depend on how the samples are read: cost, use of the codebook, rate of its tokens.
 
     ``clip_shape`` [3, T, H, W]; rates are bits per second of video, compression against 24 bits a pixel.

@@ -100,12 +100,13 @@ class QuantizedVideoPipeline:
         seed: int = 0,
         steps: int | None = None,
         guidance: float | None = None,
+        size: tuple[int, int] | None = None,
     ) -> Generated:
         """Make ``count`` videos of what is ``asked`` for: class names or captions, taken in turn.
 
         None stands for what the model was sampled with when it was exported: everything it was asked for
-        (all classes, if nothing was chosen), its steps, its guidance; a ``count`` of None, for one of each
-        that is asked for here, or one. The same count, seed and settings give the samples of the sampling
+        (all classes, if nothing was chosen), its steps, its guidance, its ``size`` (height and width in
+        pixels); a ``count`` of None, for one of each that is asked for here, or one. The same count, seed and settings give the samples of the sampling
         job. Raises `InputError` for a class or word that the model does not know.
         """
         settings, asked = self.settings, [asked] if isinstance(asked, str) else asked
@@ -116,6 +117,7 @@ class QuantizedVideoPipeline:
             seed=seed,
             steps=settings.steps if steps is None else steps,
             guidance=settings.guidance if guidance is None else guidance,
+            size=settings.size if size is None else size,
         )
         generation = Generation(settings, self.predictor, self.config)
         parts = [generation.batch(number) for number in range(len(generation.batches))]

@@ -77,7 +77,7 @@ def distill_student(run: Run, ranks: Ranks) -> None:
     validation = trajectories = None
     if settings.validation is not None:
         clips = ShardSet(inputs["clips"].path)
-        if (found := len(clips.rows("validation"))) >= LEAST:
+        if (found := len(clips.of_main_size().rows("validation"))) >= LEAST:
             autoencoder = load_autoencoder(inputs["autoencoder"].path)
             classifier = load_classifier(inputs["classifier"].path)
             validation = Validation(settings.validation, clips, autoencoder, classifier, settings.seed, ranks)
@@ -120,14 +120,16 @@ def evaluate_samples(run: Run, ranks: Ranks) -> None:
     from qdm_pipeline.video.autoencoder import load_autoencoder
 
     settings, inputs = build(EvaluationSettings, run.settings), run.inputs
+    samples = [handle for handle in inputs.values() if handle.kind == "samples"]
+    latents = ShardSet(inputs["latents"].path)
+    size = latents.size_with("latent", samples[0].metadata["shape"])
     data = Data(
-        ShardSet(inputs["clips"].path),
-        ShardSet(inputs["latents"].path),
+        ShardSet(inputs["clips"].path).of_size(size),
+        latents.of_size(size),
         load_autoencoder(inputs["autoencoder"].path),
         load_classifier(inputs["classifier"].path),
         load_predictor(inputs["teacher"].path)[0],
     )
-    samples = [handle for handle in inputs.values() if handle.kind == "samples"]
     sets = [handle.path for handle in sorted(samples, key=lambda handle: -handle.metadata["nfe"])]
     decoders = {inputs["teacher_samples"].metadata["name"]: data.model.to(ranks.device).decode_codes}
     metrics = evaluate(settings, sets, data, decoders, ranks)

@@ -20,7 +20,7 @@ from qdm_pipeline.training.distill_settings import DistillSettings
 from qdm_pipeline.training.few_step import few_step_sampler, sampled_path, save_student
 from qdm_pipeline.training.guard import Guard
 from qdm_pipeline.training.loop import Ended, add_share
-from qdm_pipeline.training.model_files import load_predictor
+from qdm_pipeline.training.model_files import latents_like, load_predictor
 from qdm_pipeline.training.optimizer import Ema, Optimizer
 from qdm_pipeline.training.parallelize import (
     load_state,
@@ -84,10 +84,10 @@ class DistillTask:
                 "'quantized' or 'continuous'"
             )
         self.schedule = Schedule(self.schedule_settings.name, self.schedule_settings.shift)
-        self.shape = latents.manifest["fields"]["latent"]["shape"]
         self.rows = latents.rows("train")
+        sizes = latents.size_of[self.rows]
         self.batches = Batches(
-            len(self.rows), settings.batch, settings.micro_batch, settings.seed, ranks.rank, ranks.world
+            sizes, settings.batch, settings.micro_batch, settings.seed, ranks.rank, ranks.world
         )
         self.condition = conditions.of_clips(latents, self.rows, self.config)
         with torch.random.fork_rng(devices=[]):
@@ -113,7 +113,7 @@ class DistillTask:
             "critic", self.critic, settings.critic_optimizer, critic_steps, settings.precision, ranks
         )
         self.ema = Ema(self.dmd.student, settings.ema)
-        self.sums = LatentSums(self.config, self.shape, ranks)
+        self.sums = LatentSums(self.config, latents.shapes("latent"), ranks)
         began = [self._starting_statistics(last) for last in range(len(dmd.times))]
         self.guard = Guard(settings.guard, self._real_statistics(), began)
         self.best: Best | None = None
@@ -212,23 +212,30 @@ class DistillTask:
     def _draw(self, update: int, micro: MicroBatch, purpose: str) -> Draw:
         """The random inputs of one forward pass."""
         dmd, device, seed, rows = self.settings.dmd, self.ranks.device, self.settings.seed, micro.rows
+        shape = self._shape(rows)
         shared = generator(seed, update, 0, f"{purpose} step index")  # one index for all ranks
         own = generator(seed, update, micro.number, purpose)
         last = int(torch.randint(len(dmd.times), (), generator=shared))
-        noise = torch.randn(last + 1, len(rows), *self.shape, generator=own).to(device)
+        noise = torch.randn(last + 1, *shape, generator=own).to(device)
         low, high = (dmd.low, dmd.high) if purpose == "student" else (0.002, 1.0)
         t = self.schedule.draw_times(len(rows), low, high, own).to(device)
         copies = 3 if dmd.gan.student_weight > 0 else 1
-        noises = torch.randn(copies, len(rows), *self.shape, generator=own).to(device)
+        noises = torch.randn(copies, *shape, generator=own).to(device)
         real = self.latents.gather("latent", self.rows[rows]).to(device) if dmd.wants_real else None
         return Draw(noise, last, t, noises, self.condition.rows(rows).to(device), real)
 
+    def _shape(self, rows: Tensor) -> tuple[int, ...]:
+        """[B, C, T, H, W] of the latents at ``rows`` of the train split, which are of one size."""
+        size = int(self.latents.size_of[self.rows[rows[0]]])
+        return (len(rows), *self.latents.shapes("latent")[size])
+
     def _real_statistics(self) -> Statistics:
         """Of real latents, those of the first clips."""
-        latents = self.latents.gather("latent", self.rows[:GUARDED]).to(self.ranks.device)
-        label = self.condition.known.rows(slice(0, GUARDED)).to(self.ranks.device).label
-        if self.ranks.is_main:
-            self.sums.add(latents, label, None)
+        device = self.ranks.device
+        for rows in self.latents.parts(self.rows[:GUARDED], GUARDED) if self.ranks.is_main else ():
+            places = torch.searchsorted(self.rows, rows)
+            label = self.condition.known.rows(places).to(device).label
+            self.sums.add(self.latents.gather("latent", rows).to(device), label, None)
         return self.sums.take()
 
     @torch.no_grad()
@@ -237,7 +244,7 @@ class DistillTask:
         device = self.ranks.device
         for micro in self.batches.of(0):
             draw = generator(self.settings.seed, last, micro.number, "start")
-            noise = torch.randn(last + 1, len(micro.rows), *self.shape, generator=draw).to(device)
+            noise = torch.randn(last + 1, *self._shape(micro.rows), generator=draw).to(device)
             condition = self.condition.rows(micro.rows).to(device)
             with self._autocast():
                 prediction = self.dmd.rollout(noise, condition, last).prediction
@@ -249,7 +256,8 @@ class DistillTask:
         averaged = QuantizedDiffusionPredictor(self.config).to(self.ranks.device).eval()
         averaged.load_state_dict(self.ema.weights(self.dmd.student))
         condition = self.condition.rows(validation.positions)
-        metrics = validation(averaged, condition, self._how("student"), self.shape)
+        shape = self.latents.of_main_size().shape("latent")
+        metrics = validation(averaged, condition, self._how("student"), shape)
         keep = validation.settings.keep
         if keep != "last":
             score = metrics[f"validation/{keep}"] * (-1 if keep == "accuracy" else 1)
@@ -262,7 +270,7 @@ class DistillTask:
             for role, model in models.items():
                 file = self.pictures / (f"{role}.webp" if role == "teacher" else f"{role}-{update:05d}.webp")
                 if not file.exists():
-                    validation.show(file, model, condition, self._how(role), self.shape)
+                    validation.show(file, model, condition, self._how(role), shape)
         return metrics
 
     def _how(self, role: str) -> How:
@@ -314,6 +322,6 @@ class DistillTask:
         if self.ranks.is_main:
             dmd = self.settings.dmd
             save_student(
-                directory, self.config, weights, self.schedule_settings, self.shape, dmd.times,
-                sampled_path(dmd.path), dmd.renoising,
+                directory, self.config, weights, self.schedule_settings, latents_like(self.latents),
+                dmd.times, sampled_path(dmd.path), dmd.renoising,
             )  # fmt: skip

@@ -30,15 +30,14 @@ def save_student(
     config: PredictorConfig,
     weights: dict[str, Tensor],
     schedule: Any,
-    shape: Sequence[int],
+    made: dict[str, Any],
     times: Sequence[float],
     path: SampledPath,
     renoising: Renoising,
 ) -> None:
-    """Write a student with all that sampling it needs."""
+    """Write a student with all that sampling it needs; ``made``: see `latents_like`."""
     directory.mkdir(exist_ok=True)
     sampler = "ddim" if renoising == "kept" else "renoise"
     save_predictor(
-        directory, config, weights, schedule, latent_shape=list(shape), times=list(times), path=path,
-        sampler=sampler,
-    )  # fmt: skip
+        directory, config, weights, schedule, times=list(times), path=path, sampler=sampler, **made
+    )

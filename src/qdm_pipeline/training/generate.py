@@ -39,6 +39,7 @@ class GenerationSettings:
     guidance: float  # see diffusion.guidance
     path: Literal["continuous", "quantized"] | None  # null: the one that the student answers through
     asked: tuple[str, ...] | None  # class names or captions, taken in turn; null: all classes, or nothing
+    size: tuple[int, int] | None  # height and width in pixels; null: that of most train clips
     count: int
     batch: int  # samples that are drawn together: which noise a sample gets depends on it
     at_once: int | Literal["auto"]  # of a batch, that the network sees in one pass; auto: as memory allows
@@ -113,6 +114,18 @@ class Kept:
         return torch.stack([self.seen[kept] for kept in self.times], 1).cpu()
 
 
+def latent_shape(settings: GenerationSettings, config: dict[str, Any]) -> tuple[int, ...]:
+    """[C, T, H, W] of the samples; `InputError` for a size that does not divide into latent positions."""
+    shape, size, space = tuple(config["latent_shape"]), settings.size, config.get("space")
+    if size is None:
+        return shape
+    if space is None:
+        raise InputError(f"{settings.name}: size: this model does not say its pixels a latent; set it to null")
+    if any(side < 1 or side % space for side in size):
+        raise InputError(f"{settings.name}: size: found {list(size)}, both must be multiples of {space}")
+    return (*shape[:2], *(side // space for side in size))
+
+
 def chosen_sampler(settings: GenerationSettings, config: dict[str, Any]) -> Sampler:
     """The sampler by name, the model's own if none is named."""
     samplers: dict[str, Sampler] = {
@@ -183,7 +196,7 @@ class Generation:
         self, settings: GenerationSettings, model: QuantizedDiffusionPredictor, config: dict[str, Any]
     ) -> None:
         """``config`` is what `load_predictor` gave; `InputError` for what this model cannot be asked for."""
-        self.settings, self.model, self.shape = settings, model, config["latent_shape"]
+        self.settings, self.model, self.shape = settings, model, latent_shape(settings, config)
         self.schedule = schedule_of(config)
         self.times = sampling_times(settings, self.schedule, config)
         self.sampler, self.path = chosen_sampler(settings, config), chosen_path(settings, config)

@@ -11,6 +11,7 @@ from qdm_pipeline.diffusion.schedule import Schedule
 from qdm_pipeline.errors import InputError
 from qdm_pipeline.files import read_json, write_json
 from qdm_pipeline.models.predictor import PredictorConfig, QuantizedDiffusionPredictor
+from qdm_pipeline.video.shard_set import ShardSet
 
 
 def save_predictor(
@@ -18,6 +19,15 @@ def save_predictor(
 ) -> None:
     """Write weights and configuration; ``schedule`` is a settings dataclass, ``extra`` is JSON-like."""
     write_predictor(directory, {"predictor": plain(config), "schedule": plain(schedule), **extra}, weights)
+
+
+def latents_like(latents: ShardSet) -> dict[str, Any]:
+    """What ``config.json`` says of the latents that a model makes.
+
+    ``latent_shape`` [C, T, H, W], that of most train clips; ``space``: pixels a side of one position.
+    """
+    shape = list(latents.of_main_size().shape("latent"))
+    return {"latent_shape": shape, "space": latents.manifest.get("space")}
 
 
 def write_predictor(directory: Path, config: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:

@@ -67,7 +67,7 @@ def sample(run: Run, ranks: Ranks) -> None:
         metadata = {
             "name": settings.name, "path": generation.path, "guidance": settings.guidance,
             "steps": len(generation.times), "nfe": generation.calls, "count": settings.count,
-            "seconds_per_clip": total / settings.count,
+            "shape": list(generation.shape), "seconds_per_clip": total / settings.count,
             "mebibytes_per_clip": memory / 2**20 / len(generation.batches[0]),
             "codebook_size": model.config.size.quantizer.codebook_size, "classes": list(model.config.classes),
             "parameters": parameters,

@@ -100,8 +100,9 @@ class StartTask:
         student, self.stored = load_predictor(teacher)
         self.student = student.to(ranks.device).train().requires_grad_(True)
         self.student.recompute(job.recompute)
+        sizes = torch.zeros(len(trajectories), dtype=torch.int64)
         self.batches = Batches(
-            len(trajectories), job.start.batch, job.start.micro_batch, job.seed, ranks.rank, ranks.world
+            sizes, job.start.batch, job.start.micro_batch, job.seed, ranks.rank, ranks.world
         )
         imitation = Imitation(self.student, job.path)
         spread(self.student, job.parallel, ranks, job.precision)
@@ -154,8 +155,8 @@ class StartTask:
         weights, job = self.ema.weights(self.student), self.job
         schedule = ScheduleSettings(**self.stored["schedule"])
         if self.ranks.is_main:
+            made = {name: self.stored.get(name) for name in ("latent_shape", "space")}
             save_student(
-                directory, self.student.config, weights, schedule, self.stored["latent_shape"], job.times,
-                job.path, job.renoising,
-            )  # fmt: skip
+                directory, self.student.config, weights, schedule, made, job.times, job.path, job.renoising
+            )
         return {"steps": self.steps}

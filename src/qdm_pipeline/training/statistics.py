@@ -29,14 +29,14 @@ class Statistics(NamedTuple):
 
 
 class LatentSums:
-    """Sums over latents [B, C, T, H, W], their labels and their codes."""
+    """Sums over latents [B, C, T, H, W], their labels and their codes; samples of two sizes are never alike."""
 
-    def __init__(self, config: PredictorConfig, shape: Sequence[int], ranks: Ranks) -> None:
-        quantizer, self.labels = config.size.quantizer, max(1, len(config.classes))
+    def __init__(self, config: PredictorConfig, shapes: Sequence[Sequence[int]], ranks: Ranks) -> None:
+        quantizer, self.classes = config.size.quantizer, max(1, len(config.classes))
         self.groups, self.size, self.ranks = quantizer.groups, quantizer.codebook_size, ranks
-        count = torch.Size(shape).numel()
-        draw = generator(0, 0, 0, "directions")
-        self.directions = torch.randn(count, DIRECTIONS, generator=draw).to(ranks.device) / count**0.5
+        self.shapes = [torch.Size(shape) for shape in shapes]
+        self.labels = self.classes * len(self.shapes)
+        self.directions = [_directions(shape.numel()).to(ranks.device) for shape in self.shapes]
         self.state = torch.zeros(
             4 + self.labels * (1 + DIRECTIONS) + self.groups * self.size,
             dtype=torch.float64,
@@ -45,15 +45,15 @@ class LatentSums:
 
     def add(self, latents: Tensor, labels: Tensor | None, codes: Tensor | None) -> None:
         """Take in latents, their labels [B] and codes [B, G, T, H, W]; without labels all are alike."""
-        x = latents.detach().double()
-        projected = latents.detach().float().flatten(1) @ self.directions
+        x, shape = latents.detach().double(), self.shapes.index(latents.shape[1:])
+        projected = latents.detach().float().flatten(1) @ self.directions[shape]
         numbers = torch.stack(
             [x.sum(), x.square().sum(), x.new_tensor(x.numel()), projected.double().square().sum()]
         )
         self.state[:4] += numbers
         row = torch.zeros(len(x), dtype=torch.int64, device=x.device) if labels is None else labels
         marked = torch.cat([torch.ones_like(projected[:, :1]), projected], 1).double()
-        self._by_label.index_add_(0, row.clamp(min=0), marked)
+        self._by_label.index_add_(0, shape * self.classes + row.clamp(min=0), marked)
         if codes is not None:
             self._usage.add_(usage_histogram(codes, self.size))
 
@@ -85,3 +85,7 @@ class LatentSums:
     @property
     def _usage(self) -> Tensor:  # [G, K]
         return self.state[4 + self.labels * (1 + DIRECTIONS) :].view(self.groups, self.size)
+
+
+def _directions(count: int) -> Tensor:
+    return torch.randn(count, DIRECTIONS, generator=generator(0, 0, 0, "directions")) / count**0.5

@@ -1,5 +1,6 @@
 """The teacher: a many-step diffusion model that predicts clean latents directly and through a codebook."""
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ from qdm_pipeline.retention import Retention
 from qdm_pipeline.training import conditions
 from qdm_pipeline.training.codebook_log import CodebookLog
 from qdm_pipeline.training.loop import add_share
-from qdm_pipeline.training.model_files import save_predictor
+from qdm_pipeline.training.model_files import latents_like, save_predictor
 from qdm_pipeline.training.optimizer import Ema, Optimizer, OptimizerSettings
 from qdm_pipeline.training.parallelize import (
     ParallelSettings,
@@ -99,15 +100,16 @@ class TeacherTask:
         self.steps, self.log_every = settings.steps, settings.log_every
         self.checkpoint = settings.checkpoint
         self.rows = latents.rows("train")
+        sizes = latents.size_of[self.rows]
         self.batches = Batches(
-            len(self.rows), settings.batch, settings.micro_batch, settings.seed, ranks.rank, ranks.world
+            sizes, settings.batch, settings.micro_batch, settings.seed, ranks.rank, ranks.world
         )
         self.config = PredictorConfig(
             size=settings.model,
-            latent_channels=latents.manifest["fields"]["latent"]["shape"][0],
+            latent_channels=latents.shapes("latent")[0][0],
             **conditions.conditioning(latents, settings.condition),
         )
-        self.cost = cost(self.config, tuple(latents.manifest["fields"]["latent"]["shape"]))
+        self.cost = cost(self.config, max(latents.shapes("latent"), key=math.prod))
         self.condition = conditions.of_clips(latents, self.rows, self.config)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
@@ -194,9 +196,10 @@ class TeacherTask:
 
     def export(self, directory: Path) -> dict[str, Any]:
         """Write the averaged weights and the configuration that sampling needs."""
-        shape, weights = self.latents.manifest["fields"]["latent"]["shape"], self.ema.weights(self.model)
+        weights = self.ema.weights(self.model)
         if self.ranks.is_main:
-            save_predictor(directory, self.config, weights, self.settings.schedule, latent_shape=shape)
+            made = latents_like(self.latents)
+            save_predictor(directory, self.config, weights, self.settings.schedule, **made)
         return {
             "parameters": self.cost.parameters, "flops_per_clip": self.cost.flops, "steps": self.steps,
         }  # fmt: skip

@@ -69,12 +69,13 @@ class Validation:
         seed: int,
         ranks: Ranks,
     ) -> None:
-        """Judge against the first clips of the validation split, at least `LEAST`."""
+        """Judge against the first clips of the validation split, at least `LEAST`, of the main size."""
         self.settings, self.seed, self.ranks = settings, seed, ranks
-        rows = clips.rows("validation")[: settings.samples]
+        same = clips.of_main_size()
+        rows = same.rows("validation")[: settings.samples]
         # Asked for is what the first train clips show: captions of others may have words that are new.
-        asked = clips.rows("train")[: settings.samples]
-        self.positions = torch.arange(len(asked))  # in the train split
+        asked = same.rows("train")[: settings.samples]
+        self.positions = torch.searchsorted(clips.rows("train"), asked)  # in the train split
         self.autoencoder, self.fps = autoencoder.to(ranks.device), round(clips.manifest["fps"])
         self.judge = Judge(classifier.to(ranks.device), BATCH, BLOCKS, seed, ranks)
         labels = labels_of(clips)
@@ -82,10 +83,10 @@ class Validation:
         self.reference = self.judge.tally(clip_reader(clips, rows), labels[rows])
 
     def __call__(
-        self, model: QuantizedDiffusionPredictor, condition: Condition, how: How, shape: list[int]
+        self, model: QuantizedDiffusionPredictor, condition: Condition, how: How, shape: Sequence[int]
     ) -> dict[str, float]:
         """Metrics of ``model`` asked for the ``condition`` of the train clips at `positions`; all ranks."""
-        sums = LatentSums(model.config, shape, self.ranks)
+        sums = LatentSums(model.config, [shape], self.ranks)
 
         def read(positions: Tensor) -> Tensor:
             asked = condition.rows(positions)
@@ -111,7 +112,7 @@ class Validation:
         return {f"validation/{name}": value for name, value in metrics.items() if value is not None}
 
     def show(
-        self, file: Path, model: QuantizedDiffusionPredictor, condition: Condition, how: How, shape: list[int]
+        self, file: Path, model: QuantizedDiffusionPredictor, condition: Condition, how: How, shape: Sequence[int]
     ) -> None:
         """Write an animation of the first samples that ``model`` makes, always from the same noise."""
         positions = self.positions[:SHOWN]
@@ -126,7 +127,7 @@ class Validation:
         condition: Condition,
         positions: Tensor,
         how: How,
-        shape: list[int],
+        shape: Sequence[int],
     ) -> tuple[Tensor, Tensor]:
         draw = generator(self.seed, int(positions[0]), 0, "validation")
         noise = torch.randn(len(positions), *shape, generator=draw).to(self.ranks.device)

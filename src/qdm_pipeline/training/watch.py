@@ -40,9 +40,11 @@ def traced(error: DivergenceError, task: Watched, step: int, ranks: Ranks) -> Di
 
 def not_finite(latents: ShardSet, rows: Tensor) -> list[str]:
     """Ids of the clips at ``rows`` whose latents are not finite."""
-    broken = ~latents.gather("latent", rows).isfinite().flatten(1).all(1)
-    ids = latents.column("id")
-    return [str(ids[row]) for row in rows[broken].tolist()]
+    ids, found = latents.column("id"), list[str]()
+    for part in latents.parts(rows, len(rows)):
+        broken = ~latents.gather("latent", part).isfinite().flatten(1).all(1)
+        found += [str(ids[row]) for row in part[broken].tolist()]
+    return found
 
 
 def check_replicas(kind: str, step: int, state: dict[str, Any], ranks: Ranks) -> None:

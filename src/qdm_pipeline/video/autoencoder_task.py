@@ -69,13 +69,16 @@ class AutoencoderTask:
         self.steps = settings.steps
         self.log_every, self.checkpoint = settings.log_every, settings.checkpoint
         self.rows = clips.rows("train")
+        sizes = clips.size_of[self.rows]
         self.batches = Batches(
-            len(self.rows), settings.batch, settings.micro_batch, settings.seed, ranks.rank, ranks.world
+            sizes, settings.batch, settings.micro_batch, settings.seed, ranks.rank, ranks.world
         )
         torch.manual_seed(settings.seed)
         self.model = CausalVideoAutoencoder(settings.model)
-        self.grid = self.model.latent_shape(*clips.manifest["fields"]["video"]["shape"][1:])[1:]
-        self.model.start_as_pca(self._videos(self._subset(self.rows, PCA_CLIPS)))
+        for shape in clips.shapes("video"):
+            self.model.latent_shape(*shape[1:])
+        same = clips.of_main_size().rows("train")
+        self.model.start_as_pca(self._videos(self._subset(same, PCA_CLIPS)))
         self.model.to(ranks.device)
         self.wrapped = ranks.wrap(self.model)
         self.scale = LossScale(settings.precision, ranks)
@@ -108,7 +111,8 @@ class AutoencoderTask:
         s, device = self.settings, self.ranks.device
         video = self._videos(self.rows[micro.rows]).to(device)
         draw = generator(s.seed, step, micro.number, "autoencoder noise")
-        noise = s.latent_noise * torch.randn(len(video), *self.grid, s.model.latent_channels, generator=draw)
+        grid = self.model.latent_shape(*video.shape[2:])[1:]
+        noise = s.latent_noise * torch.randn(len(video), *grid, s.model.latent_channels, generator=draw)
         with autocast(device, s.precision):
             reconstruction, latents = self.wrapped(video, noise.to(device))
         error = (reconstruction.float() - video).square().mean()
@@ -158,7 +162,9 @@ class AutoencoderTask:
         total = torch.zeros(2, self.settings.model.latent_channels, dtype=torch.float64)
         self.model.mean.zero_()
         self.model.std.fill_(1)
-        for rows in self._subset(self.rows, STATISTICS_CLIPS).split(EXPORT_BATCH):
+        subset = self._subset(self.rows, STATISTICS_CLIPS)
+        by_size = subset[self.clips.size_of[subset].argsort(stable=True)]
+        for rows in self.clips.parts(by_size, EXPORT_BATCH):
             latents = self.model.encode(self._videos(rows).to(self.ranks.device)).double().cpu()
             total += torch.stack([latents.sum((0, 2, 3, 4)), latents.square().sum((0, 2, 3, 4))])
             count += latents[:, 0].numel()
@@ -170,7 +176,7 @@ class AutoencoderTask:
     def _psnr(self, rows: Tensor) -> float:
         """PSNR in dB of the mean squared error of all pixels of the clips at ``rows``, clamped to [-1, 1]."""
         total, count = 0.0, 0
-        for part in rows.split(EXPORT_BATCH):
+        for part in self.clips.parts(rows, EXPORT_BATCH):
             video = self._videos(part).to(self.ranks.device)
             error = self.model.decode(self.model.encode(video)).clamp(-1, 1) - video
             total, count = total + float(error.double().square().sum()), count + error.numel()

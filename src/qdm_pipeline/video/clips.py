@@ -1,26 +1,29 @@
-"""Videos to clips: uint8 tensors of one length, size and rate, in shards."""
+"""Videos to clips: uint8 tensors of one length and rate, and of one size or of a few, in shards."""
 
 import hashlib
 import logging
 from collections import Counter
 from collections.abc import Iterator
-from itertools import islice
+from contextlib import suppress
+from dataclasses import replace
+from itertools import chain, groupby, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from qdm_pipeline.configuration import plain, require, settings
 from qdm_pipeline.errors import InputError
-from qdm_pipeline.files import write_json
+from qdm_pipeline.files import read_json, write_json
 from qdm_pipeline.handle import Handle
 from qdm_pipeline.run import Run
 from qdm_pipeline.video.decode import Plan
 from qdm_pipeline.video.decoders import Decoders
 from qdm_pipeline.video.folder import SPLITS, Video, list_videos
 from qdm_pipeline.video.picture import BadVideo
-from qdm_pipeline.video.shards import Sample, ShardWriter
+from qdm_pipeline.video.shards import Sample, ShardSet, ShardWriter
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +33,8 @@ class ClipSettings:
     """What a clip is. ``size`` in pixels; the fractions serve folders whose table has no split."""
 
     frames: int
-    size: int | tuple[int, int]  # of both sides; or height and width
+    # of both sides; or height and width; or a list of these, of which a video takes the one most like it
+    size: int | tuple[int, int] | tuple[tuple[int, int], ...]
     fps: float
     clips_per_video: Literal["first", "centre", "uniform", "all"]
     uniform_clips: int  # of a video, with clips_per_video: uniform
@@ -44,8 +48,10 @@ class ClipSettings:
     seed: int
 
     def __post_init__(self) -> None:
-        least = min(self.frames, *self.height_and_width)
+        require(bool(self.sizes), "clips: size: found an empty list, must be one size or more")
+        least = min(self.frames, *chain(*self.sizes))
         require(least >= 1, f"clips: frames and size must be at least 1, found {self.frames}, {self.size}")
+        require(len(set(self.sizes)) == len(self.sizes), f"clips: size: found one twice in {self.size}")
         require(self.fps > 0, f"clips: fps must be positive, found {self.fps}")
         require(
             self.clips_per_video in ("first", "centre", "uniform", "all"),
@@ -67,13 +73,16 @@ class ClipSettings:
     @property
     def plan(self) -> Plan:
         """What a decoder has to know."""
-        size, choice = self.height_and_width, self.clips_per_video
-        return Plan(self.frames, size, self.fps, choice, self.uniform_clips, self.shot_cut)
+        choice = self.clips_per_video
+        return Plan(self.frames, self.sizes, self.fps, choice, self.uniform_clips, self.shot_cut)
 
     @property
-    def height_and_width(self) -> tuple[int, int]:
-        """Of a clip, in pixels."""
-        return (self.size, self.size) if isinstance(self.size, int) else self.size
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """Height and width of clips, in pixels."""
+        if isinstance(self.size, int):
+            return ((self.size, self.size),)
+        listed = self.size if self.size and not isinstance(self.size[0], int) else (self.size,)
+        return tuple((height, width) for height, width in cast(tuple[tuple[int, int], ...], listed))
 
 
 def make_clips(settings: ClipSettings, folder: Path, run: Run, decoders: int = 1) -> Handle:
@@ -90,23 +99,57 @@ def make_clips(settings: ClipSettings, folder: Path, run: Run, decoders: int = 1
     size = {"frames": settings.frames, "size": plain(settings.size), "fps": settings.fps}
     writer = ShardWriter(run.directory, {"kind": "clips", **size})
     if (shards := writer.finished()) is None:
+        if len(settings.sizes) > 1:
+            videos = _by_size(videos, settings, folder, run.directory / "sizes.json", decoders)
         cut = _Cut(settings, folder, videos, classes)
         number = cut.resume(writer)
-        samples = cut.samples(decoders)
+        runs = groupby(cut.samples(decoders), key=lambda sample: sample[0]["video"].shape)
         try:
-            while part := list(islice(samples, settings.shard_size)):
-                writer.put(number, part, skipped=list(cut.skipped))
-                number += 1
+            for _, samples in runs:
+                while part := list(islice(samples, settings.shard_size)):
+                    writer.put(number, part, skipped=list(cut.skipped))
+                    number += 1
         except InputError:
             write_json(run.directory / "skipped.json", cut.skipped)
             raise
         facts = {"kind": "clips", "fps": settings.fps, "classes": classes or None, "skipped": cut.skipped}
-        shards = writer.finish(number, facts)
+        shards = writer.finish(number, facts, sizes=True)
     counts = Counter(shards.column("split"))
     _require_splits(set(counts), folder)
     skipped = len(shards.manifest["skipped"])
     logger.info("%d clips from %d videos, %d skipped", len(shards), len(videos), skipped)
-    return run.finish(shards.digest, {"clips": dict(counts), "classes": classes or None, "skipped": skipped})
+    metadata = {"clips": dict(counts), "classes": classes or None, "skipped": skipped}
+    if len(settings.sizes) > 1:
+        metadata["sizes"] = _count_sizes(shards)
+        logger.info("clips by height x width: %s", metadata["sizes"])
+    return run.finish(shards.digest, metadata)
+
+
+def _count_sizes(shards: ShardSet) -> dict[str, int]:
+    counts = torch.bincount(shards.size_of).tolist()
+    return {f"{h}x{w}": n for (*_, h, w), n in zip(shards.shapes("video"), counts, strict=True)}
+
+
+def _by_size(
+    videos: list[Video], settings: ClipSettings, folder: Path, record: Path, decoders: int
+) -> list[Video]:
+    """The videos ordered by the size that each takes, so that shards are of one; bad ones come last.
+
+    The first picture of each says which; ``record`` keeps it for a run that is started again.
+    """
+    if not record.exists():
+        found = {}
+        first = replace(settings.plan, frames=1, choice="first", cut=None)
+        with Decoders(decoders, first, settings.most_seconds, settings.most_memory) as processes:
+            decoded = processes.decode([folder / video.file for video in videos])
+            for video, clips in tqdm(zip(videos, decoded, strict=True), "sizes", len(videos), unit="video"):
+                found[video.file] = len(settings.sizes)
+                with suppress(BadVideo):  # what is wrong is said when its clips are cut
+                    for _, pixels in clips:
+                        found[video.file] = settings.sizes.index((pixels.shape[-2], pixels.shape[-1]))
+        write_json(record, found)
+    size = read_json(record)
+    return sorted(videos, key=lambda video: size[video.file])
 
 
 class _Cut:

@@ -2,7 +2,7 @@
 
 import errno
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice, pairwise
@@ -17,7 +17,7 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from qdm_pipeline.video.cuts import shots
-from qdm_pipeline.video.picture import BadVideo, Picture, fitted
+from qdm_pipeline.video.picture import BadVideo, Picture, fitted, nearest
 
 # What may be behind a name: containers that hold their own data. Playlists and scripts, which make FFmpeg
 # open other files or the network, are refused whatever they are called.
@@ -27,8 +27,9 @@ LONGEST_GAP = 60.0  # seconds that one frame may stand; more is a broken clock, 
 
 @dataclass(frozen=True)
 class Plan:
-    """Clips of ``frames`` pictures of ``size`` (height, width), ``fps`` a second of the file's own clock.
+    """Clips of ``frames`` pictures, ``fps`` a second of the file's own clock.
 
+    All of a file have that one of ``sizes`` (height, width) which is most like the file's first picture.
     ``choice``: the ``first`` clip, the one in the ``centre``, ``all`` one after the other without overlap, or
     ``uniform``: ``count`` of them (fewer if the file is short) from the first to the last, evenly spaced.
     ``cut``: the least change that is a cut between shots, see `cuts.shots`, which no clip then contains: one
@@ -36,7 +37,7 @@ class Plan:
     """
 
     frames: int
-    size: tuple[int, int]
+    sizes: Sequence[tuple[int, int]]
     fps: float
     choice: str
     count: int
@@ -59,7 +60,7 @@ def decode_clips(path: Path, plan: Plan) -> Iterator[Clip]:
     with _opened(path) as source:
         for first, most, end in _spans(source, plan):
             taken = 0
-            for begin, part in _parts(islice(source.pictures(plan.size, plan.fps, first), end), plan):
+            for begin, part in _parts(islice(source.pictures(plan.sizes, plan.fps, first), end), plan):
                 if len(part) < plan.frames:
                     longest = max(longest, len(part))
                     continue
@@ -99,7 +100,7 @@ def _too_short(longest: int, plan: Plan) -> BadVideo:
 def decode_pictures(path: Path, size: tuple[int, int], fps: float) -> Iterator[Picture]:
     """All pictures of ``path`` at a constant rate: uint8 [H, W, 3]. Raises as `decode_clips` does."""
     with _opened(path) as source:
-        yield from source.pictures(size, fps, 0)
+        yield from source.pictures((size,), fps, 0)
         source.require_whole()
 
 
@@ -143,6 +144,7 @@ class _Source:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.begin: float | None = None  # time stamp of the first frame
+        self.size: tuple[int, int] | None = None  # of its pictures, chosen by the first that is looked at
         self.reformatter = VideoReformatter()  # one for the file: it costs more than a small frame
         self._open()
 
@@ -162,7 +164,7 @@ class _Source:
         """Close the file."""
         self.container.close()
 
-    def pictures(self, size: tuple[int, int], fps: float, first: int) -> Iterator[Picture]:
+    def pictures(self, sizes: Sequence[tuple[int, int]], fps: float, first: int) -> Iterator[Picture]:
         """The picture on show at first/fps, (first + 1)/fps, … seconds after the first frame."""
         shown: av.VideoFrame | None = None
         picture: Picture | None = None
@@ -170,7 +172,8 @@ class _Source:
             if frame is not shown or picture is None:
                 if frame.is_corrupt:
                     raise BadVideo("a frame is damaged")
-                shown, picture = frame, fitted(frame, size, self.pixel_aspect, self.reformatter)
+                self.size = self.size or nearest(sizes, frame, self.pixel_aspect)
+                shown, picture = frame, fitted(frame, self.size, self.pixel_aspect, self.reformatter)
             yield picture
 
     def pictures_at(self, fps: float) -> int:

@@ -50,12 +50,12 @@ def encode_latents(
     a run that was killed and started again, make the same files. `InputError` if the clips do not fit the
     autoencoder, a latent is not finite or too large for ``dtype``, or finished shards have another encoder.
     """
-    _, frames, height, width = clips.manifest["fields"]["video"]["shape"]
-    shape = autoencoder.latent_shape(frames, height, width)
+    shapes = [list(autoencoder.latent_shape(*shape[1:])) for shape in clips.shapes("video")]
     autoencoder = autoencoder.to(ranks.device).eval()
     identity = {
         "kind": "latents",
-        "shape": list(shape),
+        "shapes": shapes,
+        "space": autoencoder.space,
         "dtype": settings.dtype,
         "tile": settings.tile,
         "mean": autoencoder.mean.tolist(),
@@ -68,7 +68,7 @@ def encode_latents(
         texts = _text_encoder(settings.text, clips, run, ranks)
         identity["text"] = plain(texts.config)
     writer = ShardWriter(run.directory, identity)
-    parts = torch.arange(len(clips)).split(settings.shard_size)
+    parts = clips.parts(torch.arange(len(clips)), settings.shard_size)
     if (shards := writer.finished()) is None:
         mine = [n for n in range(ranks.rank, len(parts), ranks.world) if writer.note(n) is None]
         for number in tqdm(mine, desc="latents", unit="shard", disable=not ranks.is_main):
@@ -80,10 +80,10 @@ def encode_latents(
         facts = identity | {"classes": clips.manifest["classes"]}
         if texts is not None:
             facts["empty_text"] = texts.empty().tolist()
-        shards = writer.finish(len(parts), facts)
+        shards = writer.finish(len(parts), facts, sizes=True)
     if not ranks.is_main:
         return None
-    return run.finish(shards.digest, {"count": len(shards), "shape": list(shape)})
+    return run.finish(shards.digest, {"count": len(shards), "shapes": shapes})
 
 
 def _samples(

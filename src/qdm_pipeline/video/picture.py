@@ -1,5 +1,7 @@
 """One decoded frame to an upright RGB picture of one size: pixel shape, orientation, transparency, colour."""
 
+import math
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, cast
 
@@ -23,6 +25,20 @@ ACCURATE = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FU
 
 class BadVideo(Exception):
     """One video cannot be used; the message is the reason, for the table of skipped files."""
+
+
+def nearest(sizes: Sequence[tuple[int, int]], frame: av.VideoFrame, pixel_aspect: float) -> tuple[int, int]:
+    """The one of ``sizes`` (height, width) whose shape is most like that of ``frame`` as shown.
+
+    By the ratio of their aspects; the first of those that are equally near. Raises as `fitted` does.
+    """
+    if len(sizes) == 1:
+        return sizes[0]
+    width, height = frame.width * pixel_aspect, frame.height
+    if _orientation(frame)[0]:
+        width, height = height, width
+    shown = math.log(max(width, 1) / max(height, 1))
+    return min(sizes, key=lambda size: abs(math.log(size[1] / size[0]) - shown))
 
 
 def fitted(

@@ -70,12 +70,17 @@ class ShardWriter:
             self._path(number, ".json"), note | {"samples": [columns for _, columns in samples]} | more
         )
 
-    def finish(self, count: int, extra: dict[str, Any]) -> ShardSet:
-        """Make the manifest of shards 0 to ``count`` - 1, drop the notes; `InputError` if there are none."""
+    def finish(self, count: int, extra: dict[str, Any], sizes: bool = False) -> ShardSet:
+        """Make the manifest of shards 0 to ``count`` - 1, drop the notes; `InputError` if there are none.
+
+        Or if they are of several sizes, unless ``sizes`` says that they may be.
+        """
         if not count:
             raise InputError(f"{self.directory}: there is no sample to write")
         notes = [read_json(self._path(number, ".json")) for number in range(count)]
-        files, fields = self._complete(notes, "samples.jsonl")
+        fields = notes[0]["fields"]
+        known = [note["fields"] for note in notes] if sizes else [fields]
+        files = self._complete(notes, "samples.jsonl", known)
         total = sum(note["entry"]["count"] for note in notes)
         manifest = {**extra, "format": FORMAT, "count": total, "fields": fields, "files": files}
         return self._seal(manifest)
@@ -85,17 +90,22 @@ class ShardWriter:
         old = shards.manifest
         known = sum("count" in entry for entry in old["files"])
         notes = [read_json(self._path(number, ".json")) for number in range(known, known + count)]
-        files, fields = self._complete(notes, f"samples-{known:05d}.jsonl")
-        require_same(self.directory / "manifest.json", old["fields"], fields)
+        files = self._complete(notes, f"samples-{known:05d}.jsonl", shards.sizes)
         total = old["count"] + sum(note["entry"]["count"] for note in notes)
         return self._seal({**old, "count": total, "files": [*old["files"], *files]})
 
-    def _complete(self, notes: list[dict[str, Any]], name: str) -> tuple[list[Any], dict[str, Any]]:
+    def _complete(
+        self, notes: list[dict[str, Any]], name: str, known: list[dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """The manifest's entries of shards that are each of a ``known`` size; writes their columns."""
         lines = [json.dumps(sample, sort_keys=True) + "\n" for note in notes for sample in note["samples"]]
-        for note in notes[1:]:
-            require_same(self.directory / note["entry"]["file"], notes[0]["fields"], note["fields"])
-        entries = [note["entry"] for note in notes]
-        return [*entries, write_bytes(self.directory, name, "".join(lines).encode())], notes[0]["fields"]
+        entries = []
+        for note in notes:
+            if note["fields"] not in known:
+                require_same(self.directory / note["entry"]["file"], known[0], note["fields"])
+            other = {} if note["fields"] == known[0] else {"fields": note["fields"]}
+            entries.append(note["entry"] | other)
+        return [*entries, write_bytes(self.directory, name, "".join(lines).encode())]
 
     def _seal(self, manifest: dict[str, Any]) -> ShardSet:
         write_json(self.directory / "manifest.json", manifest)

@@ -28,7 +28,7 @@ SHOWN = 8  # clips in the preview
 def cut_clips(
     settings: ClipSettings, folder: Path, runs: Path, world_size: WorldSize
 ) -> tuple[Handle, list[dict[str, Any]]]:
-    """Decode the videos of ``folder`` into clips of one length, size and rate; also the skipped ones."""
+    """Decode the videos of ``folder`` into clips; also the skipped ones."""
     run = Run.create("clips", settings, {"videos": videos_handle(folder)}, runs)
     clips = run.result() or make_clips(settings, folder, run, decoders=processes(world_size))
     return clips, ShardSet(clips.path).manifest["skipped"]
@@ -72,7 +72,7 @@ def train_classifier(
 
 def show_reconstructions(clips: Handle, autoencoder: Handle) -> bytes:
     """An animation of test clips (above) and what the autoencoder makes of them (below)."""
-    shards = ShardSet(clips.path)
+    shards = ShardSet(clips.path).of_main_size()
     video = shards.gather("video", shards.rows("test")[:SHOWN])
     model = load_autoencoder(autoencoder.path)
     with torch.inference_mode():
