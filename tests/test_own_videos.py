@@ -1,4 +1,4 @@
-"""A folder of videos without a table, one of them broken, from the command line to the report; bad input."""
+"""A folder of videos without a table, wide, high, broken, from the command line to the report; bad input."""
 
 import json
 import os
@@ -26,20 +26,21 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("local", "__pycache__"))
     shutil.copytree(ROOT / "tests/tiny", project / "conf/tiny")
     with (project / "conf/tiny/parameters.yml").open("a") as tiny:
-        tiny.write("\nclips: {size: [16, 24]}  # height and width\n")
+        tiny.write("\nclips: {size: [[16, 24], [24, 16]]}  # height and width\n")
     shutil.copy(ROOT / "pyproject.toml", project)
     return project
 
 
 @pytest.fixture
 def folder(project: Path) -> Path:
-    """Forty blinking squares of 24×20 pixels at 8 frames a second, in the place that the catalog names."""
+    """Blinking squares at 8 frames a second, forty of 24×20 and twenty of 20×24, where the catalog says."""
     folder = project / "data/01_raw/digits"
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "deep").mkdir(parents=True)
-    for index in range(40):
+    for index in range(60):
         video = torch.zeros(3, 12, 20, 24, dtype=torch.uint8)
         video[index % 3, :: 1 + index % 4, 4:12, index % 12 : index % 12 + 8] = 250 - index
+        video = video.mT if index % 3 == 0 else video
         write_mp4(folder / "deep" / f"{index}.mp4", video, 8)
     return folder
 
@@ -56,10 +57,11 @@ def test_no_table_no_labels_one_broken_file(project: Path, folder: Path) -> None
     assert done.returncode == 0, done.stderr[-3000:]
     said = done.stderr + done.stdout
     assert "skipped broken.mp4: unreadable" in said
-    assert "3 clips in the split 'validation' are too few to judge it by" in said
+    assert "clips by height x width: {'16x24': 40, '24x16': 20}" in said
+    assert "clips in the split 'validation' are too few to judge it by" in said
     metrics = json.loads((project / "data/08_reporting/metrics.json").read_text())
     rows = {row["name"]: row for row in metrics["rows"]}
-    assert metrics["metric"].startswith("frechet[selfsup-")
+    assert metrics["metric"].startswith("frechet[selfsup-") and "16x24" in metrics["metric"]
     assert rows["student"]["accuracy"] is None and rows["student"]["frechet"] > 0
     assert (project / "data/08_reporting/report.html").exists()
 

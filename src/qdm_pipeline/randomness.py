@@ -40,7 +40,7 @@ def epoch_rows(count: int, first: int, length: int, seed: int) -> Tensor:
 class _Sizes:
     """Which size each micro-batch of an endless sequence has, so that all sizes pass their epochs alike.
 
-    A size of ``count`` of N rows has ``count`` / N of the micro-batches; within an epoch they come in random order.
+    A size of ``count`` of N rows has ``count`` / N of the micro-batches, within an epoch in random order.
     """
 
     def __init__(self, counts: Sequence[int], micro_batch: int, seed: int) -> None:

@@ -17,7 +17,8 @@ from qdm_pipeline.video.autoencoder import AutoencoderConfig, CausalVideoAutoenc
 
 SETTINGS = dict(
     name="student", sampler=None, steps=None, low=0.0, high=1.0, eta=0.0, guidance=1.0, path=None, asked=None,
-    size=None, count=10, batch=4, at_once=4, videos=3, columns=3, scale=1, fps=8, precision="fp32", weights="full",
+    size=None, count=10, batch=4, at_once=4, videos=3, columns=3, scale=1, fps=8, precision="fp32",
+    weights="full",
     compile=False, keep=(), seed=0,
 )  # fmt: skip
 SCHEDULE = ScheduleSettings(name="flow", shift=1.0, low=0.0, high=1.0, density="uniform")
@@ -53,9 +54,8 @@ def models(tmp_path: Path) -> Callable[..., tuple[Handle, Handle]]:
         )
         torch.manual_seed(0)
         weights = perturbed(QuantizedDiffusionPredictor(config)).state_dict()
-        save_student(
-            tmp_path / "student", config, weights, SCHEDULE, (3, 1, 2, 2), (1.0, 0.5), "quantized", "fresh"
-        )
+        made = {"latent_shape": [3, 1, 2, 2], "space": 8}
+        save_student(tmp_path / "student", config, weights, SCHEDULE, made, (1.0, 0.5), "quantized", "fresh")
         sizes = AutoencoderConfig(
             channels=3, latent_channels=3, time_patch=4, space_patch=8, width=8, encoder_blocks=1,
             decoder_blocks=1,

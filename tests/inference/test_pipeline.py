@@ -64,6 +64,18 @@ def test_what_a_model_keeps_beside_its_codes_is_decoded_with_them(export: Export
     assert not torch.equal(pipe.decode_codes(made.codes), made.videos)
 
 
+def test_a_size_other_than_that_of_the_clips(export: Export) -> None:
+    pipe = QuantizedVideoPipeline.from_pretrained(export())
+    made = pipe(count=2, size=(24, 40))
+    assert made.videos.shape == (2, 3, 1, 24, 40) and made.codes.shape[-2:] == (3, 5)
+    assert torch.equal(pipe(count=2, size=(16, 16)).codes, pipe(count=2).codes)
+    with pytest.raises(InputError, match=r"size: found \[24, 20\], both must be multiples of 8"):
+        pipe(size=(24, 20))
+    pipe.config["space"] = None
+    with pytest.raises(InputError, match="set it to null"):
+        pipe(size=(24, 40))
+
+
 def test_saved_and_loaded_is_the_same(export: Export, tmp_path: Path) -> None:
     directory = export({"guidance": 2.0})
     pipe = QuantizedVideoPipeline.from_pretrained(directory)

@@ -16,7 +16,8 @@ from qdm_pipeline.video.autoencoder import AutoencoderConfig, CausalVideoAutoenc
 
 SETTINGS = dict(
     name="student", sampler="renoise", steps=None, low=0.0, high=1.0, eta=0.0, guidance=1.0, path="quantized",
-    asked=None, size=None, count=10, batch=4, at_once=4, videos=3, columns=3, scale=1, fps=8, precision="fp32", seed=0,
+    asked=None, size=None, count=10, batch=4, at_once=4, videos=3, columns=3, scale=1, fps=8,
+    precision="fp32", seed=0,
     keep=(), weights="full", compile=False,
 )  # fmt: skip
 

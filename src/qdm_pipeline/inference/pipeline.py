@@ -106,8 +106,9 @@ class QuantizedVideoPipeline:
 
         None stands for what the model was sampled with when it was exported: everything it was asked for
         (all classes, if nothing was chosen), its steps, its guidance, its ``size`` (height and width in
-        pixels); a ``count`` of None, for one of each that is asked for here, or one. The same count, seed and settings give the samples of the sampling
-        job. Raises `InputError` for a class or word that the model does not know.
+        pixels); a ``count`` of None, for one of each that is asked for here, or one. The same count, seed and
+        settings give the samples of the sampling job. Raises `InputError` for a class or word that the model
+        does not know, or a size that it cannot make.
         """
         settings, asked = self.settings, [asked] if isinstance(asked, str) else asked
         settings = replace(

@@ -120,7 +120,9 @@ def latent_shape(settings: GenerationSettings, config: dict[str, Any]) -> tuple[
     if size is None:
         return shape
     if space is None:
-        raise InputError(f"{settings.name}: size: this model does not say its pixels a latent; set it to null")
+        raise InputError(
+            f"{settings.name}: size: this model does not say its pixels a latent; set it to null"
+        )
     if any(side < 1 or side % space for side in size):
         raise InputError(f"{settings.name}: size: found {list(size)}, both must be multiples of {space}")
     return (*shape[:2], *(side // space for side in size))

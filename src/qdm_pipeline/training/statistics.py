@@ -29,7 +29,10 @@ class Statistics(NamedTuple):
 
 
 class LatentSums:
-    """Sums over latents [B, C, T, H, W], their labels and their codes; samples of two sizes are never alike."""
+    """Sums over latents [B, C, T, H, W], their labels and their codes.
+
+    Samples are of some ``shapes`` [C, T, H, W]; those of two shapes never share a label.
+    """
 
     def __init__(self, config: PredictorConfig, shapes: Sequence[Sequence[int]], ranks: Ranks) -> None:
         quantizer, self.classes = config.size.quantizer, max(1, len(config.classes))

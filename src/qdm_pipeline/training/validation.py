@@ -112,7 +112,12 @@ class Validation:
         return {f"validation/{name}": value for name, value in metrics.items() if value is not None}
 
     def show(
-        self, file: Path, model: QuantizedDiffusionPredictor, condition: Condition, how: How, shape: Sequence[int]
+        self,
+        file: Path,
+        model: QuantizedDiffusionPredictor,
+        condition: Condition,
+        how: How,
+        shape: Sequence[int],
     ) -> None:
         """Write an animation of the first samples that ``model`` makes, always from the same noise."""
         positions = self.positions[:SHOWN]
