@@ -19,8 +19,9 @@ def cli() -> None:
 @click.argument("axes", nargs=-1, required=True, metavar="PARAMETER=VALUE,VALUE ...")
 @click.option("--pipeline", "-p", "pipelines", multiple=True, help="Pipeline to run; repeat for several.")
 @click.option("--env", "-e", help="Configuration environment.")
-def sweep(axes: tuple[str, ...], pipelines: tuple[str, ...], env: str | None) -> None:
-    """Run a pipeline for every combination of parameters.
+@click.option("--each", is_flag=True, help="One change at a time, and none, instead of all combinations.")
+def sweep(axes: tuple[str, ...], pipelines: tuple[str, ...], env: str | None, each: bool) -> None:
+    """Run a pipeline for every combination of parameters, or for each change alone, with all seeds.
 
     Parameters joined by + move together; runs that differ in seeds only are averaged. Each combination is an
     MLflow run under one parent; the table stands in data/08_reporting/sweep.md, the figure beside it.
@@ -29,7 +30,7 @@ def sweep(axes: tuple[str, ...], pipelines: tuple[str, ...], env: str | None) ->
     from qdm_pipeline.errors import InputError
 
     try:
-        results = sweeps.sweep(Path.cwd(), axes, pipelines, env)
+        results = sweeps.sweep(Path.cwd(), axes, pipelines, env, each)
     except InputError as error:
         raise click.ClickException(str(error)) from None
     click.echo(sweeps.table(results))

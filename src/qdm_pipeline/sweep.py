@@ -34,11 +34,12 @@ class Result:
     rows: list[dict[str, Any]]
 
 
-def grid(axes: Sequence[str]) -> list[Point]:
-    """All points of axes such as ``distill.seed=0,1,2``.
+def grid(axes: Sequence[str], each: bool = False) -> list[Point]:
+    """All points of axes such as ``distill.seed=0,1,2``; with ``each`` one change at a time.
 
-    ``a.seed+b.seed=0,1`` moves both together. Values are YAML, so lists are written in brackets. `InputError`
-    for what is not of that form.
+    ``a.seed+b.seed=0,1`` moves both together. With ``each`` the points are what is configured and, for every
+    value of every axis, what is configured but for it; all of them with all seeds. Values are YAML, so lists
+    are written in brackets. `InputError` for what is not of that form.
     """
     choices = []
     for axis in axes:
@@ -50,6 +51,9 @@ def grid(axes: Sequence[str]) -> list[Point]:
         if not names or not equals or not parsed:
             raise InputError(f"sweep: found {axis!r}, wanted PARAMETER=VALUE,VALUE with at least one value")
         choices.append([dict.fromkeys(names.split("+"), value) for value in parsed])
+    if each:
+        seeds = [choice for choice in choices if not _changes(choice[0])]
+        choices = [*seeds, [{}, *(value for choice in choices for value in choice if _changes(value))]]
     return [
         {name: value for part in parts for name, value in part.items()}
         for parts in itertools.product(*choices)
@@ -68,9 +72,11 @@ def nested(point: Point) -> dict[str, Any]:
     return tree
 
 
-def sweep(project: Path, axes: Sequence[str], pipelines: Sequence[str], env: str | None) -> list[Result]:
+def sweep(
+    project: Path, axes: Sequence[str], pipelines: Sequence[str], env: str | None, each: bool = False
+) -> list[Result]:
     """Run every point; one that fails is recorded and the others go on. Writes ``sweep.*`` to the report."""
-    points, reporting = grid(axes), project / "data/08_reporting"
+    points, reporting = grid(axes, each), project / "data/08_reporting"
     session: Any = KedroSession.create(project, env=env)
     with session:  # a wrong environment is said before any run
         config = session.load_context().config_loader["mlflow"]
@@ -119,9 +125,13 @@ def say(point: Point) -> str:
     return " ".join(f"{name}={json.dumps(value)}" for name, value in point.items())
 
 
+def _changes(point: Point) -> Point:
+    return {name: value for name, value in point.items() if not name.endswith("seed")}
+
+
 def without_seeds(point: Point) -> str:
-    """What distinguishes a point from others, seeds aside; ``all`` if that is nothing."""
-    return say({name: value for name, value in point.items() if not name.endswith("seed")}) or "all"
+    """What distinguishes a point from others, seeds aside."""
+    return say(_changes(point)) or "as configured"
 
 
 def summary(results: Sequence[Result]) -> list[dict[str, Any]]:

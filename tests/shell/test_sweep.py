@@ -34,6 +34,15 @@ def test_a_grid_is_every_combination_and_joined_parameters_move_together() -> No
     assert sweeps.nested(points[0]) == {"a": {"seed": 0}, "b": {"seed": 0, "times": [1.0]}}
 
 
+def test_one_change_at_a_time_is_none_and_each_alone_with_all_seeds() -> None:
+    points = sweeps.grid(["d.path=soft,continuous", "a.seed+b.seed=0,1", "d.steps=2"], each=True)
+    changes = [{}, {"d.path": "soft"}, {"d.path": "continuous"}, {"d.steps": 2}]
+    assert points == [{"a.seed": s, "b.seed": s} | change for s in (0, 1) for change in changes]
+    assert sweeps.grid(["a.seed=0"], each=True) == [{"a.seed": 0}]
+    assert sweeps.without_seeds(points[0]) == "as configured"
+    assert sweeps.without_seeds(points[-1]) == "d.steps=2"
+
+
 @pytest.mark.parametrize("wrong", ["distill.seed", "distill.seed=", "=1", "a=[1"])
 def test_what_is_no_axis_is_named(wrong: str) -> None:
     with pytest.raises(InputError, match=r"sweep: found .*wanted PARAMETER=VALUE"):
