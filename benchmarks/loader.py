@@ -7,7 +7,9 @@ they offer to.
 """
 
 import importlib.util
+import itertools
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from statistics import median
@@ -22,7 +24,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.harness import report, spread
 from qdm_pipeline.randomness import epoch_rows, generator
-from qdm_pipeline.video.shards import write_shards
+from qdm_pipeline.video.shards import ShardSet, write_shards
 
 SAMPLES, SHAPE, TEXT, BATCH = 5120, (16, 5, 32, 32), 384, 32
 STEPS, ROUNDS = 60, 5
@@ -152,6 +154,47 @@ def litdata(folder: Path, latents: Tensor, texts: Tensor) -> Loader:
     return load
 
 
+def cold(folder: Path) -> None:
+    """Nothing in the page cache: ours, and the disk's own random read (the floor), row after row."""
+    folder.mkdir()
+    latents = torch.randn(SAMPLES, *SHAPE, generator=generator(0, 0, 0, "latents")).half()
+    write_shards(folder / "ours", (({"latent": x}, {"split": "train"}) for x in latents), {}, 512)
+    latents.numpy().tofile(folder / "raw")
+    size = latents[0].numel() * 2
+
+    def through_shards() -> None:
+        shards = ShardSet(folder / "ours")
+        for rows in order():
+            shards.gather("latent", torch.tensor(rows))
+
+    def through_file() -> None:
+        with (folder / "raw").open("rb", buffering=0) as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+            for row in itertools.chain(*order()):
+                os.pread(file.fileno(), size, row * size)
+
+    rates: dict[str, list[float]] = {"ours": [], "floor": []}
+    for _ in range(ROUNDS):
+        for name, act in (("ours", through_shards), ("floor", through_file)):
+            forget(folder)
+            begun = perf_counter()
+            act()
+            rates[name].append(len(order()) * BATCH / (perf_counter() - begun))
+    middle = {name: median(values) for name, values in rates.items()}
+    ratio = middle["ours"] / middle["floor"]
+    case = f"{'x'.join(map(str, SHAPE))} float16, cold"
+    report(case, "samples/s", middle, ratio, spread(rates["ours"]), ">= 0.9")
+
+
+def forget(folder: Path) -> None:
+    """Drop the files of a folder from the page cache."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+                os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def memory(folder: Path) -> None:
     """Anonymous memory that loading 200 batches takes, over sets of 2,000 and 32,000 samples of 1x4x8x8."""
     grown = {}
@@ -178,6 +221,7 @@ def anonymous() -> int:
 
 
 if __name__ == "__main__":
-    with TemporaryDirectory() as temporary:
+    with TemporaryDirectory(dir="/var/tmp") as temporary:  # /tmp may be memory
         memory(Path(temporary) / "memory")
+        cold(Path(temporary) / "cold")
         main(Path(temporary))

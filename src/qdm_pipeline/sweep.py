@@ -21,7 +21,16 @@ from qdm_pipeline.mlflow_runs import PARENT, comparison_page, finish, log_files,
 
 logger = logging.getLogger(__name__)
 
-COLUMNS = ("nfe", "frechet", "accuracy", "utilization", "perplexity", "latent_std", "seconds_per_clip")
+COLUMNS = (
+    "nfe",
+    "frechet",
+    "accuracy",
+    "recall",
+    "utilization",
+    "perplexity",
+    "latent_std",
+    "seconds_per_clip",
+)
 Point = dict[str, Any]  # values by dotted parameter
 
 

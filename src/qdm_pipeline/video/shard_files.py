@@ -1,8 +1,11 @@
 """Files of a directory of shards: written with their digest, verified before use, mapped into memory."""
 
+import ctypes
 import hashlib
 import json
 import logging
+import mmap
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,10 @@ DTYPES = {"U8": torch.uint8, "I32": torch.int32, "I64": torch.int64, "F16": torc
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 VERIFIED = ".verified.json"  # size and time of every file whose bytes were found right
 SHORT = 16  # digits of a digest that are shown
+
+_madvise = ctypes.CDLL(None).madvise if sys.platform == "linux" else None
+if _madvise is not None:
+    _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 Entry = dict[str, Any]  # file, bytes, sha256; of a shard also count
 
@@ -117,3 +124,15 @@ def as_bytes(tensor: Tensor) -> NDArray[np.uint8]:
         if tensor.numel()
         else np.empty((0, 0), np.uint8)
     )
+
+
+def will_need(rows: Iterable[NDArray[np.uint8]]) -> None:
+    """Have the kernel begin to read all of some memory-mapped ``rows``, not page by page as each is touched.
+
+    A hint, on Linux; nothing is changed by it.
+    """
+    if _madvise is None:
+        return
+    for row in rows:
+        begin = row.ctypes.data // mmap.PAGESIZE * mmap.PAGESIZE
+        _madvise(begin, row.ctypes.data + row.nbytes - begin, mmap.MADV_WILLNEED)

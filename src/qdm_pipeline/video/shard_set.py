@@ -18,7 +18,7 @@ from torch import Tensor
 
 from qdm_pipeline.errors import InputError
 from qdm_pipeline.files import digest_json, read_json
-from qdm_pipeline.video.shard_files import DTYPES, as_bytes, map_tensors, verify
+from qdm_pipeline.video.shard_files import DTYPES, as_bytes, map_tensors, verify, will_need
 
 FORMAT = 1
 
@@ -136,8 +136,12 @@ class ShardSet:
         parts, begins = self._bytes[field], self._begins
         target = as_bytes(out)
         shard_of = torch.searchsorted(self._ends, rows, right=True).tolist()
-        for place, (shard, row) in enumerate(zip(shard_of, rows.tolist(), strict=True)):
-            target[place] = parts[shard][row - begins[shard]]
+        found = [
+            parts[shard][row - begins[shard]] for shard, row in zip(shard_of, rows.tolist(), strict=True)
+        ]
+        will_need(found)
+        for place, row_bytes in enumerate(found):
+            target[place] = row_bytes
         return out
 
 
