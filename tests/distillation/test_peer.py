@@ -43,7 +43,7 @@ save_file(found, sys.argv[2])
 
 @pytest.fixture(scope="module")
 def given():
-    """Latents as they are, and as at the start of a distillation, where the fake score is nearly the teacher."""
+    """Latents as they are, and as at a distillation's start, where the fake score is nearly the teacher."""
     draw = torch.Generator().manual_seed(0)
     made = {f"plain/{role}": 3 * torch.randn(4, 6, 10, generator=draw) for role in ("sample", "fake", "real")}
     made |= {f"near/{role}": made[f"plain/{role}"] for role in ("sample", "real")}
@@ -85,7 +85,8 @@ def test_matching_agrees_in_float32(given, peer):
 def test_where_scores_are_near_ours_keeps_what_the_peer_rounds_away(given, peer):
     """The exact gradient of the very same inputs, in float64; in bfloat16 the peer's is nearly all rounding."""
     for dtype, least in ((torch.float32, 1e-5), (torch.bfloat16, 0.5)):
-        sample, fake, real = (given[f"near/{role}"].to(dtype).double() for role in ("sample", "fake", "real"))
+        roles = ("sample", "fake", "real")
+        sample, fake, real = (given[f"near/{role}"].to(dtype).double() for role in roles)
         normaliser = (sample - real).abs().mean((1, 2), keepdim=True)
         exact = (fake - real) / normaliser / sample.numel()
         assert apart(ours(given, "near", dtype)[1], exact) < 1e-6
