@@ -83,10 +83,10 @@ def test_matching_agrees_in_float32(given, peer):
 
 
 def test_where_scores_are_near_ours_keeps_what_the_peer_rounds_away(given, peer):
-    """The exact gradient of the very same inputs, in float64; in bfloat16 the peer's is nearly all rounding."""
+    """The exact gradient of the very same inputs, in float64; the peer's in bfloat16 is mostly rounding."""
     for dtype, least in ((torch.float32, 1e-5), (torch.bfloat16, 0.5)):
         roles = ("sample", "fake", "real")
-        sample, fake, real = (given[f"near/{role}"].to(dtype).double() for role in roles)
+        sample, fake, real = [given[f"near/{role}"].to(dtype).double() for role in roles]
         normaliser = (sample - real).abs().mean((1, 2), keepdim=True)
         exact = (fake - real) / normaliser / sample.numel()
         assert apart(ours(given, "near", dtype)[1], exact) < 1e-6
