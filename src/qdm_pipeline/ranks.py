@@ -43,6 +43,12 @@ class Ranks:
         """Whether this process writes files and progress."""
         return self.rank == 0
 
+    def onto(self, batch: Tensor) -> Tensor:
+        """``batch`` on this rank's device; a GPU copies it from pinned memory while the CPU goes on."""
+        if self.device.type != "cuda":
+            return batch.to(self.device)
+        return batch.pin_memory().to(self.device, non_blocking=True)
+
     def wrap(self, module: nn.Module) -> nn.Module:
         """``module`` with gradients averaged over ranks; itself when alone.
 

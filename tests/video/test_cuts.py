@@ -119,7 +119,7 @@ def film(tmp_path: Path) -> Path:
 
 
 def starts(film: Path, choice: str, frames: int, cut: float | None = LEAST, count: int = 4) -> list[int]:
-    clips = decode_clips(film, Plan(frames, (SIDE, SIDE), 8, choice, count, cut))
+    clips = decode_clips(film, Plan(frames, ((SIDE, SIDE),), 8, choice, count, cut))
     return [round(clip.start * 8) for clip in clips]
 
 

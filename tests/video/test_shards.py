@@ -33,6 +33,25 @@ def test_round_trip_in_any_order_and_over_shards(tmp_path: Path) -> None:
     shards.verify()
 
 
+def test_reading_ahead_asks_for_the_pages_of_those_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[tuple[int, int]]()
+    monkeypatch.setattr(
+        shard_files, "_madvise", lambda begin, length, _: asked.append((begin, begin + length))
+    )
+    shards = write_shards(tmp_path, samples(), {}, shard_size=4)
+    shards.ahead("latent", torch.tensor([9, 4]))
+    places = [shards._bytes["latent"][shard][row].ctypes.data for shard, row in ((2, 1), (1, 0))]
+    assert [end for _, end in asked] == [place + 2 * 3 * 4 for place in places]
+    assert all(
+        begin % 4096 == 0 and 0 <= place - begin < 4096
+        for (begin, _), place in zip(asked, places, strict=True)
+    )
+    assert torch.equal(shards.gather("codes", torch.tensor([9, 4])).flatten(), torch.tensor([9, 4]))
+    assert len(asked) == 4
+
+
 def test_what_is_gathered_is_a_copy(tmp_path: Path) -> None:
     shards = write_shards(tmp_path, samples(), {}, shard_size=4)
     shards.gather("latent", torch.arange(10)).zero_()

@@ -221,7 +221,10 @@ class DistillTask:
         t = self.schedule.draw_times(len(rows), low, high, own).to(device)
         copies = 3 if dmd.gan.student_weight > 0 else 1
         noises = torch.randn(copies, *shape, generator=own).to(device)
-        real = self.latents.gather("latent", self.rows[rows]).to(device) if dmd.wants_real else None
+        real = None
+        if dmd.wants_real:
+            real = self.ranks.onto(self.latents.gather("latent", self.rows[rows]))
+            self.latents.ahead("latent", self.rows[self.batches.rows([update + 1])])
         return Draw(noise, last, t, noises, self.condition.rows(rows).to(device), real)
 
     def _shape(self, rows: Tensor) -> tuple[int, ...]:

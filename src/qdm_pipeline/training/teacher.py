@@ -139,6 +139,7 @@ class TeacherTask:
         """One optimizer step on ``batch`` clips."""
         settings, ranks = self.settings, self.ranks
         micros = self.batches.of(step)
+        self.latents.ahead("latent", self.rows[self.batches.rows([step + 1])])
         totals: dict[str, Tensor] = {}
         for micro in micros:
             draw = generator(settings.seed, step, micro.number, "teacher")
@@ -167,8 +168,8 @@ class TeacherTask:
         return not_finite(self.latents, self.rows[self.batches.rows([step])])
 
     def _forward(self, chunk: Tensor, draw: torch.Generator) -> Any:
-        settings, device = self.settings, self.ranks.device
-        x0 = self.latents.gather("latent", self.rows[chunk]).to(device)
+        settings, ranks, device = self.settings, self.ranks, self.ranks.device
+        x0 = ranks.onto(self.latents.gather("latent", self.rows[chunk]))
         noise = torch.randn(x0.shape, generator=draw).to(device)
         span = settings.schedule
         times = self.schedule.draw_times(len(x0), span.low, span.high, draw, span.density).to(device)

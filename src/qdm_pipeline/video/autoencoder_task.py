@@ -109,7 +109,7 @@ class AutoencoderTask:
 
     def _losses(self, step: int, micro: MicroBatch) -> tuple[Tensor, Tensor]:
         s, device = self.settings, self.ranks.device
-        video = self._videos(self.rows[micro.rows]).to(device)
+        video = self.ranks.onto(self._videos(self.rows[micro.rows]))
         draw = generator(s.seed, step, micro.number, "autoencoder noise")
         grid = self.model.latent_shape(*video.shape[2:])[1:]
         noise = s.latent_noise * torch.randn(len(video), *grid, s.model.latent_channels, generator=draw)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from qdm_pipeline.errors import InputError
@@ -133,16 +134,20 @@ class ShardSet:
             return torch.empty(shape, dtype=dtype)
         # NumPy asks for huge pages: a batch of megabytes is there four times as fast
         out = torch.from_numpy(np.empty(shape.numel() * dtype.itemsize, np.uint8)).view(dtype).view(shape)
-        parts, begins = self._bytes[field], self._begins
-        target = as_bytes(out)
-        shard_of = torch.searchsorted(self._ends, rows, right=True).tolist()
-        found = [
-            parts[shard][row - begins[shard]] for shard, row in zip(shard_of, rows.tolist(), strict=True)
-        ]
+        target, found = as_bytes(out), self._mapped(field, rows)
         will_need(found)
         for place, row_bytes in enumerate(found):
             target[place] = row_bytes
         return out
+
+    def ahead(self, field: str, rows: Tensor) -> None:
+        """Have the kernel read ``field`` of the samples at ``rows``, which `gather` is soon asked for."""
+        will_need(self._mapped(field, rows))
+
+    def _mapped(self, field: str, rows: Tensor) -> list[NDArray[np.uint8]]:
+        parts, begins = self._bytes[field], self._begins
+        shard_of = torch.searchsorted(self._ends, rows, right=True).tolist()
+        return [parts[shard][row - begins[shard]] for shard, row in zip(shard_of, rows.tolist(), strict=True)]
 
 
 def _open(directory: Path, only: int | None) -> ShardSet:
