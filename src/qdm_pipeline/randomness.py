@@ -1,8 +1,9 @@
 """Every random draw is a function of (seed, step, rank, purpose), so a resume needs no generator state."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import lru_cache
+from itertools import count
 from typing import NamedTuple
 
 import torch
@@ -37,35 +38,33 @@ def epoch_rows(count: int, first: int, length: int, seed: int) -> Tensor:
     return torch.cat(parts)
 
 
-class _Sizes:
-    """Which size each micro-batch of an endless sequence has, so that all sizes pass their epochs alike.
+def size_at(number: int, counts: tuple[int, ...], micro_batch: int, seed: int) -> tuple[int, int]:
+    """The size of micro-batch ``number`` of an endless sequence, and how many of that size came before it.
 
-    A size of ``count`` of N rows has ``count`` / N of the micro-batches, within an epoch in random order.
+    A size of ``count`` of N rows has ``count`` / N of the micro-batches, within an epoch in random order, so
+    that all sizes pass their epochs alike.
     """
+    if len(counts) == 1:
+        return 0, number
+    epoch = number * micro_batch // sum(counts)
+    while sum(_before(epoch + 1, counts, micro_batch)) <= number:
+        epoch += 1
+    first = sum(_before(epoch, counts, micro_batch))
+    return _epoch_sizes(epoch, counts, micro_batch, seed)[number - first]
 
-    def __init__(self, counts: Sequence[int], micro_batch: int, seed: int) -> None:
-        self.counts, self.micro_batch, self.seed = counts, micro_batch, seed
 
-    def at(self, number: int) -> tuple[int, int]:
-        """The size of micro-batch ``number``, and how many of that size came before it."""
-        if len(self.counts) == 1:
-            return 0, number
-        epoch = number * self.micro_batch // sum(self.counts)
-        while sum(self._before(epoch + 1)) <= number:
-            epoch += 1
-        before = self._before(epoch)
-        order, place = self._order(epoch), number - sum(before)
-        size = order[place]
-        return size, before[size] + order[:place].count(size)
+def _before(epoch: int, counts: tuple[int, ...], micro_batch: int) -> list[int]:
+    """How many micro-batches of every size come before an epoch."""
+    return [epoch * count // micro_batch for count in counts]
 
-    def _before(self, epoch: int) -> list[int]:
-        return [epoch * count // self.micro_batch for count in self.counts]
 
-    def _order(self, epoch: int) -> list[int]:
-        pairs = zip(self._before(epoch), self._before(epoch + 1), strict=True)
-        sizes = [size for size, (begin, end) in enumerate(pairs) for _ in range(end - begin)]
-        draw = generator(self.seed, epoch, 0, "order of sizes")
-        return [sizes[place] for place in torch.randperm(len(sizes), generator=draw).tolist()]
+@lru_cache(maxsize=2)
+def _epoch_sizes(epoch: int, counts: tuple[int, ...], micro_batch: int, seed: int) -> list[tuple[int, int]]:
+    before, after = (_before(each, counts, micro_batch) for each in (epoch, epoch + 1))
+    sizes = [size for size in range(len(counts)) for _ in range(before[size], after[size])]
+    order = torch.randperm(len(sizes), generator=generator(seed, epoch, 0, "order of sizes")).tolist()
+    numbers = [count(begin) for begin in before]
+    return [(sizes[place], next(numbers[sizes[place]])) for place in order]
 
 
 class MicroBatch(NamedTuple):
@@ -92,7 +91,7 @@ class Batches:
         """
         self.batch, self.micro_batch, self.seed = batch, micro_batch, seed
         self.members = [(size_of == size).nonzero().flatten() for size in size_of.unique().tolist()]
-        self.sizes = _Sizes([len(rows) for rows in self.members], micro_batch, seed)
+        self.counts = tuple(len(rows) for rows in self.members)
         total = batch // micro_batch
         if total % world:
             fitting = ", ".join(str(n) for n in range(1, total + 1) if total % n == 0)
@@ -107,7 +106,8 @@ class Batches:
         return [MicroBatch(number, self._rows(step, number)) for number in self.share]
 
     def _rows(self, step: int, number: int) -> Tensor:
-        size, before = self.sizes.at(self.first(step, number) // self.micro_batch)
+        place = self.first(step, number) // self.micro_batch
+        size, before = size_at(place, self.counts, self.micro_batch, self.seed)
         rows = self.members[size]
         return rows[epoch_rows(len(rows), before * self.micro_batch, self.micro_batch, self.seed)]
 
