@@ -89,7 +89,8 @@ def sweep(
     session: Any = KedroSession.create(project, env=env)
     with session:  # a wrong environment is said before any run
         config = session.load_context().config_loader["mlflow"]
-    parent = start(project, config, f"sweep {' '.join(axes)}", {"sweep": " ".join(axes)})
+    asked = " ".join([*(["--each"] if each else []), *axes])
+    parent = start(project, config, f"sweep {asked}", {"sweep": asked})
     results: list[Result] = []
     os.environ[PARENT] = parent
     try:

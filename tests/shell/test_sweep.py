@@ -100,7 +100,9 @@ def test_the_command_runs_every_point_under_one_run_and_tells_failures(
     query = parse_qs(address.partition("?")[2])
     assert address.startswith("http://127.0.0.1:5000/#/compare-runs?") and query["experiments"] == ['["1"]']
     assert sorted(json.loads(query["runs"][0])) == sorted(children)
-    assert done.exit_code == 1 and "collapse" in done.output and "| student | all | 1 |" in done.output
+    assert (
+        done.exit_code == 1 and "collapse" in done.output and "| student | as configured | 1 |" in done.output
+    )
     assert [(point, names) for point, names, _ in seen] == [
         ({"distill.seed": 0}, ["distill"]), ({"distill.seed": 1}, ["distill"]),
     ]  # fmt: skip
