@@ -164,8 +164,10 @@ def cold(folder: Path) -> None:
 
     def through_shards() -> None:
         shards = ShardSet(folder / "ours")
-        for rows in order():
-            shards.gather("latent", torch.tensor(rows))
+        batches = [torch.tensor(rows) for rows in order()]
+        for rows, later in itertools.zip_longest(batches, batches[1:], fillvalue=batches[0][:0]):
+            shards.ahead("latent", later)  # as trainers do
+            shards.gather("latent", rows)
 
     def through_file() -> None:
         with (folder / "raw").open("rb", buffering=0) as file:
