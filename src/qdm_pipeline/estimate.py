@@ -1,6 +1,5 @@
 """What a run needs, from its settings alone, so that it can be said before anything is computed."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,8 +32,7 @@ def shapes(settings: Settings) -> tuple[PredictorConfig, Latents]:
     """The predictor with ten classes, and its latents, of the largest clips."""
     clips, autoencoder = settings["clips"], settings["autoencoder"].model
     frames = (clips.frames - 1) // autoencoder.time_patch + 1
-    largest = max(clips.sizes, key=math.prod)
-    height, width = (side // autoencoder.space_patch for side in largest)
+    height, width = (side // autoencoder.space_patch for side in clips.largest)
     size, channels = settings["teacher"].model, autoencoder.latent_channels
     classes = tuple(map(str, range(10)))
     config = PredictorConfig(

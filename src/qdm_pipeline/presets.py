@@ -31,7 +31,7 @@ def row(project: Path, name: str) -> tuple[str, ...]:
     preset = parameters(project, name)
     config, latents = shapes(preset)
     size, clips, spent, state = config.size, preset["clips"], cost(config, latents), states(preset)
-    clip = (clips.frames, *clips.sizes[0])
+    clip = (clips.frames, *clips.largest)
     return (
         f"`{name}`", f"{size.quantizer.groups} × {size.quantizer.codebook_size}", str(size.width),
         str(size.depth), "×".join(map(str, clip)), "×".join(map(str, latents)),

@@ -22,7 +22,7 @@ from qdm_pipeline.distillation.losses import (
 PEER = """
 import sys
 import torch
-from modelopt.torch.fastgen.losses import dsm_loss, gan_disc_loss, gan_gen_loss, r1_loss, vsd_loss
+from modelopt.torch.fastgen.losses import dsm_loss, gan_disc_loss, gan_gen_loss, vsd_loss
 from safetensors.torch import load_file, save_file
 
 given, found = load_file(sys.argv[1]), {}

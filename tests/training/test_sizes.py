@@ -15,7 +15,7 @@ from qdm_pipeline.video.shards import ShardWriter
 
 @pytest.fixture
 def both(tmp_path):
-    """Two shards of eight latents, then one of twelve of another shape; one is not finite."""
+    """Two shards of eight latents, then one of twelve of another shape."""
     draw = torch.Generator().manual_seed(0)
     writer = ShardWriter(tmp_path / "both", {})
     for number, (count, shape) in enumerate([(8, (3, 1, 4, 2)), (8, (3, 1, 4, 2)), (12, (3, 1, 2, 2))]):

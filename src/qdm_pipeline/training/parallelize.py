@@ -27,7 +27,7 @@ from qdm_pipeline.models.precision import Precision, lowered
 from qdm_pipeline.models.predictor import QuantizedDiffusionPredictor
 from qdm_pipeline.ranks import Ranks
 
-# Of what a compiled block would keep for backward by itself; the least that costs it no time (decisions.md).
+# Of what a compiled block would keep for backward by itself; less than that cost time (docs/decisions.md).
 COMPILED_SHARE = 0.9
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
@@ -75,6 +76,11 @@ class ClipSettings:
         """What a decoder has to know."""
         choice = self.clips_per_video
         return Plan(self.frames, self.sizes, self.fps, choice, self.uniform_clips, self.shot_cut)
+
+    @property
+    def largest(self) -> tuple[int, int]:
+        """The one of ``sizes`` with the most pixels."""
+        return max(self.sizes, key=math.prod)
 
     @property
     def sizes(self) -> tuple[tuple[int, int], ...]:
