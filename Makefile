@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 
 export OMP_NUM_THREADS := 1
 
-.PHONY: install demo test faults lint strip bench bench-gpu clean
+.PHONY: install demo test faults lint strip bench bench-gpu test-gpu clean
 .DEFAULT_GOAL := install
 
 install: $(INSTALLED)
@@ -59,6 +59,9 @@ bench: install
 
 bench-gpu:  # needs torch, einops and numpy only, so that any machine with a GPU will do
 	PYTHONPATH=src $(or $(GPU_PYTHON),python3) -m benchmarks.gpu
+
+test-gpu:  # the tests that need a GPU, with torch, einops, numpy, safetensors and pytest only
+	PYTHONPATH=src $(or $(GPU_PYTHON),python3) -m pytest -q tests/models/test_search_gpu.py tests/training/test_gpu.py tests/training/test_peak_memory.py
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

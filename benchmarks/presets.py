@@ -24,6 +24,7 @@ def _size(preset: dict[str, Any]) -> dict[str, Any]:
         "latents": list(latents),
         "batch": preset["teacher"].micro_batch,
         "recompute": preset["teacher"].recompute,
+        "distill": plain(preset["distill"]),
     }
 
 

@@ -45,8 +45,16 @@ def test_the_gpu_benchmark_runs_where_only_torch_is(tmp_path):
     code += "import runpy; runpy.run_module('benchmarks.gpu', {}, '__main__')"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [row["case"].split()[0] for row in rows] == ["search", "search", "train", "sample"]
-    assert all(row["flips_of_512"] == 0 for row in rows[:2])
+    assert [row["case"].split()[0] for row in rows] == [
+        "search",
+        "search",
+        "search",
+        "search",
+        "train",
+        "sample",
+        "distil",
+    ]
+    assert all(row["flips_of_512"] == 0 for row in rows[:4])
 
 
 @pytest.mark.parametrize("name", sorted(NAMED))

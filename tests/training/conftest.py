@@ -140,10 +140,12 @@ def make_distill(latents, make_teacher, distill_settings, tmp_path):
     exported.mkdir()
     make_teacher().export(exported)
 
-    def make(judge=None, trajectories=None, dmd=None, guard=None, gan=None, start=None, **changes):
+    def make(
+        judge=None, trajectories=None, dmd=None, guard=None, gan=None, start=None, ranks=None, **changes
+    ):
         loss = (dmd or {}) | ({} if gan is None else {"gan": gan})
         settings = build(DistillSettings, distill_settings(loss, guard, **changes))
-        return DistillTask(settings, exported, latents, Ranks(), judge, trajectories, start=start)
+        return DistillTask(settings, exported, latents, ranks or Ranks(), judge, trajectories, start=start)
 
     return make
 

@@ -47,12 +47,25 @@ def die_with_parent() -> None:
             sys.exit(1)
 
 
+def compute_exactly() -> None:
+    """Have a GPU do the same sums in the same order again, so that a resumed run is the uninterrupted one.
+
+    What has no such form is done all the same, with torch's warning. Before anything runs on the GPU.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing reads it before it is written
+    torch.backends.cudnn.benchmark = False
+
+
 def main(file: Path) -> None:
     """Do this rank's share of the job that ``file`` describes."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # the agent passes Ctrl-C on; it alone has something to say
     die_with_parent()
     faulthandler.register(signal.SIGUSR2)  # the agent asks a rank that does not move where it stands
     run = Run.read(file)
+    if torch.cuda.is_available():
+        compute_exactly()
     ranks = Ranks.from_environment()
     logging.basicConfig(level=logging.INFO if ranks.is_main else logging.WARNING, format="%(message)s")
     if ranks.device.type == "cpu":

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from qdm_pipeline.configuration import require, settings
 from qdm_pipeline.models.precision import apply_in_full, without_autocast
-from qdm_pipeline.models.search import ROWS, nearest
+from qdm_pipeline.models.search import nearest, rows_at_once
 from qdm_pipeline.randomness import generator
 
 
@@ -222,7 +222,8 @@ class VectorQuantizer(Quantizer):
                 self._collect(tokens.detach(), codes, mask)
         chosen = self._look_up(codes)
         if mask is None:
-            parts = zip(tokens.split(ROWS, 1), chosen.split(ROWS, 1), strict=True)
+            rows = rows_at_once(tokens)
+            parts = zip(tokens.split(rows, 1), chosen.split(rows, 1), strict=True)
             commitment = torch.stack([torch.dist(*part).square() for part in parts]).sum() / tokens.numel()
         else:
             distance = torch.where(mask[:, None], tokens - chosen, 0)
@@ -238,8 +239,8 @@ class VectorQuantizer(Quantizer):
         learned = finite & asked
         place = codes + size * torch.arange(groups, device=codes.device)[:, None]
         collected = self.collected.view(-1, dim + 1)
-        for start in range(0, tokens.shape[1], ROWS):
-            part = slice(start, start + ROWS)
+        for start in range(0, tokens.shape[1], rows := rows_at_once(tokens)):
+            part = slice(start, start + rows)
             kept = torch.where(learned[part, None], tokens[:, part], 0)
             collected[:, :-1].index_add_(0, place[:, part].flatten(), kept.flatten(0, 1))
             self.tally[1] += torch.linalg.vector_norm(kept).square()
@@ -291,8 +292,8 @@ class VectorQuantizer(Quantizer):
         """Sum of |x - e|^2 over that of |x - mean|^2, from sums: |x|^2 - 2 x.e + |e|^2 needs no tokens."""
         norm = self.tally[1].double()
         distance, total = norm.clone(), sums.new_zeros(sums[:, 0].shape, dtype=torch.float64)
-        for start in range(0, sums.shape[1], ROWS):
-            part = slice(start, start + ROWS)
+        for start in range(0, sums.shape[1], rows := rows_at_once(sums)):
+            part = slice(start, start + rows)
             summed, code = sums[:, part].double(), self.codebook[:, part].double()
             distance += ((counts[:, part, None] * code - 2 * summed) * code).sum()
             total += summed.sum(1)

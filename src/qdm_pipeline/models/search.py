@@ -1,14 +1,25 @@
 """The nearest code of every token, exactly, without ever holding a tokens x codes matrix."""
 
+import logging
+from collections.abc import Callable
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 # Scores held at a time: on a CPU what its cache nearly takes (8 MiB), elsewhere what fills the device.
 CHUNK_SCORES = {"cpu": 1 << 21}
 CHUNK_SCORES_DEVICE = 1 << 26
 LANES = 32
-ROWS = 1024  # tokens, or codes, of which copies are held at a time
+ROWS = 1024  # tokens, or codes, of which copies are held at a time on a CPU
+
+
+def rows_at_once(like: Tensor) -> int:
+    """Tokens, or codes, to copy at a time: what a CPU's cache takes; a GPU wants few and large kernels."""
+    return ROWS if like.device.type == "cpu" else 1 << 24
 
 
 @torch.library.custom_op("qdm_pipeline::nearest", mutates_args=())
@@ -19,8 +30,10 @@ def nearest(tokens: Tensor, codebook: Tensor) -> Tensor:
     on a CPU, so the codes are laid out as LANES rows: the maximum over rows is a vectorised pass, and the
     index is looked for among K / LANES maxima and then among LANES rows. One operator for `torch.compile`,
     which would unroll the chunks otherwise. Among codes that are equally near one is chosen by its place
-    alone; a token that is not finite gets any.
+    alone; a token that is not finite gets any. A GPU has kernels of its own, see search_gpu.py.
     """
+    if tokens.is_cuda and (fused := _fused()) is not None:
+        return fused(tokens, codebook)
     groups, count, _ = tokens.shape
     size, columns = codebook.shape[1], -(-codebook.shape[1] // LANES)
     offset = codebook.new_full((groups, 1, columns * LANES), -torch.inf)  # codes that pad: infinitely far
@@ -44,3 +57,14 @@ def nearest(tokens: Tensor, codebook: Tensor) -> Tensor:
 @nearest.register_fake
 def _(tokens: Tensor, codebook: Tensor) -> Tensor:
     return torch.empty(tokens.shape[:2], dtype=torch.int64, device=tokens.device)
+
+
+@lru_cache
+def _fused() -> Callable[[Tensor, Tensor], Tensor] | None:
+    """The search in Triton, which builds of torch for GPUs bring along, on most systems."""
+    try:
+        from qdm_pipeline.models.search_gpu import nearest_gpu
+    except ImportError as error:
+        logger.warning("search: %s; codes are searched several times slower without it", error)
+        return None
+    return nearest_gpu
