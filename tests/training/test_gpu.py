@@ -11,7 +11,6 @@ if not torch.cuda.is_available():
 from qdm_pipeline.launch.worker import compute_exactly
 from qdm_pipeline.ranks import Ranks
 
-compute_exactly()
 GPU = Ranks(device=torch.device("cuda", 0))
 EVERYTHING = {
     "gan": {"student_weight": 0.1, "r1_weight": 1.0},
@@ -19,6 +18,11 @@ EVERYTHING = {
     "micro_batch": 2,
 }
 KINDS = [("teacher", {}), ("teacher", {"recompute": "blocks"}), ("distill", {}), ("distill", EVERYTHING)]
+
+
+@pytest.fixture(autouse=True)
+def _as_a_worker_does():
+    compute_exactly()
 
 
 def losses(task, steps):
