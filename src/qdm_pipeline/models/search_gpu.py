@@ -11,6 +11,7 @@ from torch import Tensor
 
 SHORT = 16  # numbers; tensor cores multiply no fewer
 LANES = 64  # of codes, code k being in lane k % LANES, each of which keeps its best two
+LOW = tl.bfloat16  # what tensor cores multiply
 CHUNK = 1 << 17  # tokens whose lanes are held at a time
 
 
@@ -26,7 +27,7 @@ def nearest_gpu(tokens: Tensor, codebook: Tensor) -> Tensor:
         _compare[grid](tokens, codebook, codes, count, size, dim, rows, 32, num_warps=4)
         return codes
     block, bits = triton.next_power_of_2(dim), (triton.cdiv(size, LANES) - 1).bit_length()
-    rounded = torch.empty_like(codebook, dtype=torch.bfloat16)
+    rounded = torch.empty_like(codebook, dtype=torch.bfloat16 if LOW == tl.bfloat16 else torch.float16)
     offset = codebook.new_empty(groups, size)
     norms = codebook.new_empty(2, groups, size)
     _round[(size, groups)](codebook, rounded, offset, norms, size, groups, dim, block, num_warps=1)
@@ -42,7 +43,7 @@ def nearest_gpu(tokens: Tensor, codebook: Tensor) -> Tensor:
         )  # fmt: skip
         _settle[(held, groups)](
             tokens, codebook, offset, lanes, largest, codes, start, count, lanes.shape[2], size, groups, dim,
-            block, bits, LANES, 8, num_warps=1,
+            block, bits, LANES, 8, LOW, num_warps=1,
         )  # fmt: skip
     return codes
 
@@ -81,7 +82,7 @@ def _round(codebook, rounded, offset, norms, size, groups, dim: tl.constexpr, bl
     place = tl.program_id(1).to(tl.int64) * size + tl.program_id(0)
     number = tl.arange(0, block)
     e = tl.load(codebook + place * dim + number, number < dim, 0.0)
-    low = e.to(tl.bfloat16)
+    low = e.to(rounded.dtype.element_ty)
     lost = e - low.to(tl.float32)
     square = tl.sum(e * e)
     tl.store(rounded + place * dim + number, low, number < dim)
@@ -102,7 +103,7 @@ def _screen(
     )  # fmt: skip
     at = tokens + (group * count + start + row[:, None]) * dim + number[None, :]
     x = tl.load(at, (row < held)[:, None] & (number < dim)[None, :], 0.0)
-    x = x.to(tl.bfloat16)
+    x = x.to(rounded.dtype.element_ty)
     best = tl.full((rows, width), -3e38, tl.float32)
     second = tl.full((rows, width), -3e38, tl.float32)
     for tile in range(0, tl.cdiv(size, width)):
@@ -126,6 +127,7 @@ def _screen(
 def _settle(
     tokens, codebook, offset, lanes, largest, codes, start, count, stride, size, groups,
     dim: tl.constexpr, block: tl.constexpr, bits: tl.constexpr, width: tl.constexpr, chunk: tl.constexpr,
+    low: tl.constexpr,
 ):  # fmt: skip
     """One token with each code that may be nearest, in float32.
 
@@ -134,7 +136,7 @@ def _settle(
     group, row = tl.program_id(1).to(tl.int64), tl.program_id(0)
     lane, number = tl.arange(0, width), tl.arange(0, block)
     x = tl.load(tokens + (group * count + start + row) * dim + number, number < dim, 0.0)
-    kept = x.to(tl.bfloat16).to(tl.float32)
+    kept = x.to(low).to(tl.float32)
     norm, lost = tl.sqrt(tl.sum(kept * kept)), tl.sqrt(tl.sum((x - kept) * (x - kept)))
     at = lanes + (group * stride + row) * width + lane
     best = tl.load(at)
