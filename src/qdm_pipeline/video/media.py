@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import av
 import torch
 from PIL import Image
 from torch import Tensor
@@ -20,6 +19,8 @@ def write_mp4(path: Path, video: Tensor, fps: int) -> None:
 
     `InputError` if H or W is odd, which the format cannot hold.
     """
+    import av  # not on every machine that trains
+
     _, _, height, width = video.shape
     if height % 2 or width % 2:
         raise InputError(f"{path}: a video of {width}x{height} cannot be written, both must be even")
