@@ -80,9 +80,8 @@ def ours(folder: Path, latents: Tensor, texts: Tensor) -> Loader:
         for latent, text in zip(latents, texts, strict=True)
     )
     shards = write_shards(folder, samples, {}, 512)
-    return lambda: (
-        {name: shards.gather(name, torch.tensor(rows)) for name in ("latent", "text")} for rows in order()
-    )
+    batches = [torch.tensor(rows) for rows in order()]  # as `Batches` gives them
+    return lambda: ({name: shards.gather(name, rows) for name in ("latent", "text")} for rows in batches)
 
 
 def order() -> list[list[int]]:
@@ -97,7 +96,8 @@ def floor(folder: Path, latents: Tensor, texts: Tensor) -> Loader:
         "latent": np.memmap(folder / "latents", np.float16, "r").reshape(SAMPLES, *SHAPE),
         "text": np.memmap(folder / "texts", np.float16, "r").reshape(SAMPLES, TEXT),
     }
-    return lambda: ({name: torch.from_numpy(field[rows]) for name, field in maps.items()} for rows in order())
+    batches = [np.array(rows) for rows in order()]
+    return lambda: ({name: torch.from_numpy(field[rows]) for name, field in maps.items()} for rows in batches)
 
 
 def arrow(folder: Path, latents: Tensor, texts: Tensor) -> Loader:

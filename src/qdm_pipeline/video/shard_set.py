@@ -128,16 +128,17 @@ class ShardSet:
 
         All of them are of one size.
         """
-        form = self.sizes[int(self.size_of[rows[0]]) if len(rows) else self.only or 0][field]
-        dtype, shape = DTYPES[form["dtype"]], torch.Size([len(rows), *form["shape"]])
+        known = self.only if self.only is not None else int(self.size_of[rows[0]]) if len(rows) else 0
+        form = self.sizes[known][field]
+        dtype, shape = DTYPES[form["dtype"]], (len(rows), *form["shape"])
         if not len(rows):
             return torch.empty(shape, dtype=dtype)
+        mapped = self._mapped(field, rows)
         # NumPy asks for huge pages: a batch of megabytes is there four times as fast
-        out = torch.from_numpy(np.empty(shape.numel() * dtype.itemsize, np.uint8)).view(dtype).view(shape)
-        target = as_bytes(out)
-        for place, row_bytes in enumerate(self._mapped(field, rows)):
-            target[place] = row_bytes
-        return out
+        out = np.empty((len(rows), mapped[0].nbytes), np.uint8)
+        for place, row_bytes in enumerate(mapped):
+            out[place] = row_bytes
+        return torch.from_numpy(out).view(dtype).view(shape)
 
     def ahead(self, field: str, rows: Tensor) -> None:
         """Have the kernel read ``field`` of the samples at ``rows``, which `gather` is soon asked for.
