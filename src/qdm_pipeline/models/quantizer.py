@@ -172,7 +172,12 @@ class Quantizer(nn.Module):
         return output.view(*codes.shape[:-1], -1)
 
     def _look_up(self, codes: Tensor) -> Tensor:  # [G, N] -> [G, N, D]
-        return torch.gather(self.codebook, 1, codes.unsqueeze(-1).expand(-1, -1, self.codebook.shape[-1]))
+        rows = self.codebook.flatten(0, 1).index_select(0, self._places(codes))
+        return rows.view(*codes.shape, self.codebook.shape[-1])
+
+    def _places(self, codes: Tensor) -> Tensor:  # [G, N] -> [G N], among the codes of all groups
+        groups, size, _ = self.codebook.shape
+        return (codes + size * torch.arange(groups, device=codes.device)[:, None]).flatten()
 
     def _embed(self, chosen: Tensor) -> Tensor:  # [G, N, D] -> [N, E]
         return apply_in_full(self.project_out, chosen.transpose(0, 1).flatten(1))
@@ -184,7 +189,7 @@ class VectorQuantizer(Quantizer):
     counts: Tensor  # [G, K] EMA of uses per step, float32 as all state
     sums: Tensor  # [G, K, D] EMA of the sum of the tokens that chose a code
     initialised: Tensor  # [] bool
-    pending: Tensor  # [2 + 2 G K (D + 1)]: `tally`, `collected`, candidates
+    pending: Tensor  # [3 + 2 G K (D + 1)]: `tally`, `collected`, candidates
 
     def __init__(self, embedding_dim: int, settings: QuantizerSettings) -> None:
         super().__init__(embedding_dim, settings)
@@ -195,7 +200,7 @@ class VectorQuantizer(Quantizer):
         self.register_buffer("counts", torch.ones(groups, size))
         self.register_buffer("sums", start.clone())
         self.register_buffer("initialised", torch.tensor(False))
-        self.register_buffer("pending", torch.zeros(2 + 2 * groups * size * (dim + 1)), persistent=False)
+        self.register_buffer("pending", torch.zeros(3 + 2 * groups * size * (dim + 1)), persistent=False)
         self._seen: list[tuple[Tensor, Tensor]] = []  # of forward passes: tokens [G, N, D], which may teach
 
     def learn_codebook(self) -> None:
@@ -206,21 +211,22 @@ class VectorQuantizer(Quantizer):
 
     @property
     def tally(self) -> Tensor:
-        """Left-out tokens and squared norm of the others, since the last commit: [2]."""
-        return self.pending[:2]
+        """Left-out tokens; of the others |x|^2 and |x - e|^2, summed; since the last commit: [3]."""
+        return self.pending[:3]
 
     @property
     def collected(self) -> Tensor:
         """Sum of the tokens of each code, and their count, since the last commit: [G, K, D + 1]."""
         groups, size, dim = self.codebook.shape
-        return self.pending[2 : 2 + groups * size * (dim + 1)].view(groups, size, dim + 1)
+        return self.pending[3 : 3 + groups * size * (dim + 1)].view(groups, size, dim + 1)
 
     def _quantize(self, tokens: Tensor, collect: bool, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         with torch.no_grad():
             codes = nearest(tokens.detach(), self.codebook)
-            if collect and not recomputing():
-                self._collect(tokens.detach(), codes, mask)
         chosen = self._look_up(codes)
+        if collect and not recomputing():
+            with torch.no_grad():
+                self._collect(tokens.detach(), codes, chosen.detach(), mask)
         if mask is None:
             rows = rows_at_once(tokens)
             parts = zip(tokens.split(rows, 1), chosen.split(rows, 1), strict=True)
@@ -232,18 +238,18 @@ class VectorQuantizer(Quantizer):
         through = chosen + (tokens - tokens.detach()) if torch.is_grad_enabled() else chosen
         return through, codes, commitment
 
-    def _collect(self, tokens: Tensor, codes: Tensor, mask: Tensor | None) -> None:
-        groups, size, dim = self.codebook.shape
+    def _collect(self, tokens: Tensor, codes: Tensor, chosen: Tensor, mask: Tensor | None) -> None:
+        groups, _, dim = self.codebook.shape
         finite = tokens.sum(-1).isfinite().all(0)  # [N]
         asked = torch.ones_like(finite) if mask is None else mask
         learned = finite & asked
-        place = codes + size * torch.arange(groups, device=codes.device)[:, None]
-        collected = self.collected.view(-1, dim + 1)
+        place, collected = self._places(codes).view_as(codes), self.collected.view(-1, dim + 1)
         for start in range(0, tokens.shape[1], rows := rows_at_once(tokens)):
             part = slice(start, start + rows)
             kept = torch.where(learned[part, None], tokens[:, part], 0)
             collected[:, :-1].index_add_(0, place[:, part].flatten(), kept.flatten(0, 1))
             self.tally[1] += torch.linalg.vector_norm(kept).square()
+            self.tally[2] += torch.dist(kept, torch.where(learned[part, None], chosen[:, part], 0)).square()
         collected[:, -1].index_add_(0, place.flatten(), learned.float().repeat(groups))
         self.tally[0] += (asked & ~finite).sum()
         self._seen.append((tokens, learned))
@@ -289,16 +295,11 @@ class VectorQuantizer(Quantizer):
         self._seen = []
 
     def _error(self, sums: Tensor, counts: Tensor) -> Tensor:
-        """Sum of |x - e|^2 over that of |x - mean|^2, from sums: |x|^2 - 2 x.e + |e|^2 needs no tokens."""
-        norm = self.tally[1].double()
-        distance, total = norm.clone(), sums.new_zeros(sums[:, 0].shape, dtype=torch.float64)
-        for start in range(0, sums.shape[1], rows := rows_at_once(sums)):
-            part = slice(start, start + rows)
-            summed, code = sums[:, part].double(), self.codebook[:, part].double()
-            distance += ((counts[:, part, None] * code - 2 * summed) * code).sum()
-            total += summed.sum(1)
+        """Sum of |x - e|^2 over that of |x - mean|^2."""
+        norm, distance = self.tally[1:].double()
+        total = sums.sum(1, dtype=torch.float64)
         spread = norm - (total.square() / counts.sum(1, keepdim=True).clamp(min=1)).sum()
-        return (distance / spread.clamp(min=torch.finfo(torch.float64).tiny)).clamp(min=0)
+        return distance / spread.clamp(min=torch.finfo(torch.float64).tiny)
 
     def _propose(self, slots: int, seed: int, step: int, rank: int, world: int, forwards: int) -> Tensor:
         """Put this rank's share of tokens that may replace codes, each with a 1 behind it: [G, slots, D + 1].
@@ -306,7 +307,7 @@ class VectorQuantizer(Quantizer):
         Drawn by (seed, step, forward pass among all of the step), so that a resume draws them again.
         """
         groups, size, dim = self.codebook.shape
-        start = 2 + self.collected.numel()
+        start = 3 + self.collected.numel()
         proposed = self.pending[start : start + groups * slots * (dim + 1)].view(groups, slots, dim + 1)
         for number, (tokens, learned) in enumerate(self._seen[-forwards:], rank * forwards):
             mine = slice(number, None, world * forwards)
