@@ -10,9 +10,11 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-# Scores held at a time: on a CPU what its cache nearly takes (8 MiB), elsewhere what fills the device.
+# Scores held at a time: on a CPU what its cache nearly takes (8 MiB, for short codes half), elsewhere what
+# fills the device.
 CHUNK_SCORES = {"cpu": 1 << 21}
 CHUNK_SCORES_DEVICE = 1 << 26
+SHORT = 64  # numbers of a code, up to which the passes over scores cost more than the product
 LANES = 32
 ROWS = 1024  # tokens, or codes, of which copies are held at a time on a CPU
 
@@ -34,13 +36,14 @@ def nearest(tokens: Tensor, codebook: Tensor) -> Tensor:
     """
     if tokens.is_cuda and (fused := _fused()) is not None:
         return fused(tokens, codebook)
-    groups, count, _ = tokens.shape
+    groups, count, dim = tokens.shape
     size, columns = codebook.shape[1], -(-codebook.shape[1] // LANES)
     offset = codebook.new_full((groups, 1, columns * LANES), -torch.inf)  # codes that pad: infinitely far
     for number, part in enumerate(codebook.split(ROWS, 1)):
         offset[:, 0, number * ROWS :][:, : part.shape[1]] = -0.5 * part.square().sum(-1)
     table = codebook if columns * LANES == size else F.pad(codebook, (0, 0, 0, columns * LANES - size))
-    chunk = max(1, CHUNK_SCORES.get(tokens.device.type, CHUNK_SCORES_DEVICE) // (groups * columns * LANES))
+    held_scores = CHUNK_SCORES.get(tokens.device.type, CHUNK_SCORES_DEVICE) >> (dim <= SHORT)
+    chunk = max(1, held_scores // (groups * columns * LANES))
     codes = torch.empty(groups, count, dtype=torch.int64, device=tokens.device)
     scores = tokens.new_empty(groups, min(chunk, count), columns * LANES)
     for start in range(0, count, chunk):
