@@ -28,7 +28,7 @@ demo: install
 test: install
 	$(BIN)/python -m pytest -q
 
-faults: install  # two rounds of every fault; FAULT_ROUNDS=full for all of them, which takes hours
+faults: install  # two rounds of every fault; FAULT_ROUNDS=full for all of them, which takes hours, or 10-19
 	$(BIN)/python -m pytest -q -m "faults or rounds" tests
 
 lint: install
