@@ -40,6 +40,11 @@ def test_auto_is_what_the_machine_has(machine, cores, gpus, quota, count) -> Non
     assert world.describe("auto").startswith(f"{count} process(es) on this machine (")
 
 
+def test_videos_are_decoded_by_cores_whatever_gpus_there_are(machine) -> None:
+    machine(16, 1, None)
+    assert (world.processes("auto"), world.decoders("auto"), world.decoders(3)) == (1, 8, 3)
+
+
 def test_a_number_is_shared_out_over_nodes() -> None:
     assert world.processes(8) == 8
     assert world.processes(8, 4) == 2

@@ -24,11 +24,16 @@ def processes(world_size: WorldSize, nodes: int = 1) -> int:
     Raises `InputError` if the processes cannot be shared out evenly.
     """
     if world_size == "auto":
-        return torch.cuda.device_count() or min(_cores(), MOST_ON_CPU)
+        return torch.cuda.device_count() or decoders(world_size)
     if world_size < 1 or world_size % nodes:
         whole = f"a multiple of the {nodes} nodes" if nodes > 1 else "at least 1"
         raise InputError(f"world_size: found {world_size}, must be auto or {whole}")
     return world_size // nodes
+
+
+def decoders(world_size: WorldSize) -> int:
+    """How many processes decode videos, which is done on CPU cores: ``auto`` does not count GPUs here."""
+    return min(_cores(), MOST_ON_CPU) if world_size == "auto" else world_size
 
 
 def describe(world_size: WorldSize, nodes: int = 1) -> str:

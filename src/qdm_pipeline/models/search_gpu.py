@@ -10,7 +10,6 @@ import triton.language as tl
 from torch import Tensor
 
 SHORT = 16  # numbers; tensor cores multiply no fewer
-LANES = 64  # of codes, code k being in lane k % LANES, each of which keeps its best two
 LOW = tl.bfloat16  # what tensor cores multiply
 CHUNK = 1 << 17  # tokens whose lanes are held at a time
 
@@ -22,28 +21,29 @@ def nearest_gpu(tokens: Tensor, codebook: Tensor) -> Tensor:
     size = codebook.shape[1]
     codes = torch.empty(groups, count, dtype=torch.int64, device=tokens.device)
     if dim < SHORT:
-        rows = 64 if dim <= 4 else 32
-        grid = (triton.cdiv(count, rows), groups)
-        _compare[grid](tokens, codebook, codes, count, size, dim, rows, 32, num_warps=4)
+        grid = (triton.cdiv(count, 32), groups)
+        _compare[grid](tokens, codebook, codes, count, size, dim, 32, 128, num_warps=4)
         return codes
-    block, bits = triton.next_power_of_2(dim), (triton.cdiv(size, LANES) - 1).bit_length()
+    block = triton.next_power_of_2(dim)
+    width = 64 if block < 128 else 32  # lanes of codes, code k being in lane k % width; each keeps its best two
+    bits = (triton.cdiv(size, width) - 1).bit_length()
     rounded = torch.empty_like(codebook, dtype=torch.bfloat16 if LOW == tl.bfloat16 else torch.float16)
     offset = codebook.new_empty(groups, size)
     norms = codebook.new_empty(2, groups, size)
     _round[(size, groups)](codebook, rounded, offset, norms, size, groups, dim, block, num_warps=1)
     largest = norms.flatten(1).amax(1)
-    lanes = tokens.new_empty(2, groups, min(count, CHUNK), LANES)
+    lanes = tokens.new_empty(2, groups, min(count, CHUNK), width)
     rows = 128 if block <= 256 else 64
     for start in range(0, count, CHUNK):
         held = min(CHUNK, count - start)
         grid = (triton.cdiv(held, rows), groups)
         _screen[grid](
             tokens, rounded, offset, lanes, start, held, count, lanes.shape[2], size, groups, dim, block,
-            bits, rows, LANES, num_warps=8, num_stages=3 if block <= 256 else 2,
+            bits, rows, width, num_warps=4, num_stages=3 if block <= 256 else 2,
         )  # fmt: skip
         _settle[(held, groups)](
             tokens, codebook, offset, lanes, largest, codes, start, count, lanes.shape[2], size, groups, dim,
-            block, bits, LANES, 8, LOW, num_warps=1,
+            block, bits, width, 16 if block < 128 else 8, LOW, num_warps=1,
         )  # fmt: skip
     return codes
 

@@ -10,7 +10,7 @@ from qdm_pipeline.evaluation.classifier_task import ClassifierSettings
 from qdm_pipeline.handle import Handle
 from qdm_pipeline.launch.agent import run_job
 from qdm_pipeline.launch.settings import LaunchSettings
-from qdm_pipeline.launch.world import WorldSize, processes
+from qdm_pipeline.launch.world import WorldSize, decoders
 from qdm_pipeline.run import Run
 from qdm_pipeline.video.autoencoder import load_autoencoder, to_float, to_uint8
 from qdm_pipeline.video.autoencoder_task import AutoencoderSettings
@@ -30,7 +30,7 @@ def cut_clips(
 ) -> tuple[Handle, list[dict[str, Any]]]:
     """Decode the videos of ``folder`` into clips; also the skipped ones."""
     run = Run.create("clips", settings, {"videos": videos_handle(folder)}, runs)
-    clips = run.result() or make_clips(settings, folder, run, decoders=processes(world_size))
+    clips = run.result() or make_clips(settings, folder, run, decoders=decoders(world_size))
     return clips, ShardSet(clips.path).manifest["skipped"]
 
 
