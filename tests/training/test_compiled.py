@@ -14,10 +14,11 @@ from qdm_pipeline.training.teacher import TeacherSettings, TeacherTask
 @pytest.fixture(autouse=True)
 def compiler(monkeypatch):
     """All of torch.compile but the part that needs a C++ compiler."""
-    monkeypatch.setattr(torch._functorch.config, "activation_memory_budget", 1.0)
     torch.compiler.reset()
     backend = "aot_eager_decomp_partition"
     monkeypatch.setattr(TransformerBlock, "compile", lambda block: nn.Module.compile(block, backend=backend))
+    with torch._functorch.config.patch(activation_memory_budget=1.0):
+        yield
 
 
 def train(latents, teacher_settings, compile, recompute):
@@ -45,3 +46,20 @@ def test_compiled_blocks_learn_as_others_do_and_pointwise_takes_less_memory(late
     assert compiled == pytest.approx(eager, rel=1e-5)
     assert lean == pytest.approx(eager, rel=1e-5)
     assert least < 0.95 * most
+
+
+def test_no_form_of_a_block_goes_uncompiled(latents, teacher_settings, monkeypatch):
+    compiled = []
+
+    def backend(graph, _):
+        compiled.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(TransformerBlock, "compile", lambda block: nn.Module.compile(block, backend=backend))
+    forms = range(1, 11)  # as many as widths here; torch by itself stops at 8
+    for heads in forms:
+        model = teacher_settings["model"] | {"width": 8 * heads, "heads": heads}
+        parallel = dict(strategy="ddp", offload_teacher=False, compile=True)
+        settings = build(TeacherSettings, teacher_settings | dict(model=model, parallel=parallel))
+        TeacherTask(settings, latents, Ranks()).train_step(0)
+    assert len(compiled) == len(forms)

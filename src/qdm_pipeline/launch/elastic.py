@@ -220,9 +220,9 @@ class _Agent(LocalElasticAgent):
                 _wait(running, self._settings.save_timeout, _lives)
             raise
 
-    def _shutdown(self, death_sig: signal.Signals = signal.SIGKILL, timeout: int = KILLED_WITHIN) -> None:
+    def _shutdown(self, *_: Any) -> None:
         """Whoever is still here was asked before or has nothing to save."""
-        super()._shutdown(signal.SIGKILL, KILLED_WITHIN)
+        super()._shutdown(signal.SIGKILL)
 
 
 def summary(failures: list[Failure], timeout: float) -> str:

@@ -29,6 +29,9 @@ from qdm_pipeline.ranks import Ranks
 
 # Of what a compiled block would keep for backward by itself; less than that cost time (docs/decisions.md).
 COMPILED_SHARE = 0.9
+# Forms of one block: width, batch, precision, with gradients or without, for each role. torch stops at 8
+# and runs the ninth uncompiled; four models compiled in one process came to that.
+COMPILED_FORMS = 64
 
 
 @settings
@@ -58,6 +61,9 @@ def spread(
     A compiler that is to recompute pointwise steps chooses them itself, within ``COMPILED_SHARE``.
     """
     if settings.compile:
+        import torch._dynamo.config  # two seconds
+
+        torch._dynamo.config.recompile_limit = COMPILED_FORMS
         for block in predictor.blocks:
             block.compile()
         if any(block.recompute for block in predictor.blocks):

@@ -6,6 +6,7 @@ counted as the training counts, so that a resumed one passes it too; "once" mark
 """
 
 import hashlib
+import io
 import json
 import math
 import os
@@ -42,12 +43,12 @@ def strike(subject=None):
     time.sleep(0.01)
 
 
-def before(owner, name, at, subject=False):
-    """Strike before call number ``at`` of a function or method."""
+def before(owner, name, at, counts=lambda *_, **__: True, subject=False):
+    """Strike before call number ``at`` of a function or method, of those that count."""
     function, calls = getattr(owner, name), iter(range(10**9))
 
     def struck(*arguments, **options):
-        if next(calls) == at:
+        if counts(*arguments, **options) and next(calls) == at:
             strike(arguments[0] if subject else None)
         return function(*arguments, **options)
 
@@ -81,16 +82,20 @@ def install(moment, at):
 
         import torch
 
+        def to_file(_, file, **__):  # collectives of objects save, too
+            return isinstance(file, io.BufferedWriter)
+
         inside = {
             "copied": (checkpoint.Writer, "_write"),
-            "opened": (torch, "save"),
+            "opened": (torch, "save", to_file),
             "written": (checkpoint, "digest_file"),
             "digested": (checkpoint, "digest_json"),
             "described": (files, "_fsync"),
             "renamed": (checkpoint.Writer, "_drop_old"),
-            "dropping": (shutil, "rmtree"),
+            "dropping": (shutil, "rmtree", lambda path, **_: Path(path).exists()),
         }
-        before(*inside[moment], at)
+        owner, name, *counts = inside[moment]
+        before(owner, name, at, *counts)
 
 
 def digest_final_states():
