@@ -57,7 +57,7 @@ bench: install
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable .[bench]
 	$(BIN)/python -m benchmarks.$(SUBJECT)
 
-bench-gpu:  # needs torch, einops and numpy only, so that any machine with a GPU will do
+bench-gpu:  # needs torch, einops, numpy and safetensors only, so that any machine with a GPU will do
 	PYTHONPATH=src $(or $(GPU_PYTHON),python3) -m benchmarks.gpu
 
 test-gpu:  # the tests that need a GPU, with torch, einops, numpy, safetensors and pytest only

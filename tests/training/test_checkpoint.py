@@ -42,6 +42,27 @@ def test_what_is_written_is_the_state_at_the_call(tmp_path, monkeypatch):
     assert checkpoint.load(checkpoint.latest(tmp_path))["weights"].tolist() == [1.0] * 3
 
 
+def test_the_memory_of_a_copy_serves_the_next_one_whatever_has_changed(tmp_path):
+    states = [
+        {"weights": torch.ones(3), "step": 1},
+        {"weights": torch.arange(3.0), "step": 2},
+        {"weights": torch.arange(3), "step": 3},
+        {"weights": torch.arange(6.0).view(3, 2).T, "step": 4},
+        {"step": 5, "more": torch.ones(1), "weights": torch.zeros(2)},
+    ]
+    writer = checkpoint.Writer(tmp_path, retention())
+    places = []
+    for state in states:
+        writer.save(state["step"], state)
+        writer.wait()
+        found = checkpoint.load(checkpoint.latest(tmp_path))
+        assert found.keys() == state.keys() and found["step"] == state["step"]
+        assert all(torch.equal(found[name], state[name]) for name in state.keys() - {"step"})
+        assert found["weights"].dtype == state["weights"].dtype
+        places.append(writer._copy[0])
+    assert places[0] is places[1]
+
+
 @pytest.mark.parametrize(
     ("keep", "left"), [({}, [6, 7]), ({"keep_last": 3}, [5, 6, 7]), ({"keep_every": 3}, [3, 6, 7])], ids=str
 )

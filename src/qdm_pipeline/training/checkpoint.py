@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from qdm_pipeline.errors import InputError
 from qdm_pipeline.files import digest_file, digest_json, directory_atomic, read_json, remove_parts, write_json
@@ -38,6 +38,7 @@ class Writer:
         self._root, self._retention = directory / "checkpoints", retention
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._copy: list[Any] = []  # of the state's leaves; memory that is new costs more than the copying
         self._good: dict[Path, int] = {}  # verified by this process: not read again at every checkpoint
         remove_parts(self._root)
 
@@ -56,7 +57,10 @@ class Writer:
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Copy ``state``, which may change from then on, and begin to write it. Raises as `wait` does."""
         self.wait()
-        copied = tree_map(_copied, state)
+        leaves, tree = tree_flatten(state)
+        earlier = self._copy if len(self._copy) == len(leaves) else [None] * len(leaves)
+        self._copy = [_copied(leaf, into) for leaf, into in zip(leaves, earlier, strict=True)]
+        copied = tree_unflatten(self._copy, tree)
         self._thread = threading.Thread(target=self._write, args=(step, copied), name="checkpoint")
         self._thread.start()
 
@@ -138,8 +142,12 @@ def _save(state: dict[str, Any], file: Path) -> None:
         raise
 
 
-def _copied(value: Any) -> Any:
-    return value.detach().to("cpu", copy=True) if isinstance(value, torch.Tensor) else value
+def _copied(value: Any, into: Any) -> Any:
+    if not isinstance(value, torch.Tensor):
+        return value
+    if not isinstance(into, torch.Tensor) or (into.shape, into.dtype) != (value.shape, value.dtype):
+        into = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+    return into.copy_(value.detach())
 
 
 def _found(root: Path) -> list[Path]:
