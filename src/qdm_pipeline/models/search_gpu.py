@@ -25,7 +25,7 @@ def nearest_gpu(tokens: Tensor, codebook: Tensor) -> Tensor:
         _compare[grid](tokens, codebook, codes, count, size, dim, 32, 128, num_warps=4)
         return codes
     block = triton.next_power_of_2(dim)
-    width = 64 if block < 128 else 32  # lanes of codes, code k being in lane k % width; each keeps its best two
+    width = 64 if block < 128 else 32  # lanes, of codes k = lane modulo width; each keeps its best two
     bits = (triton.cdiv(size, width) - 1).bit_length()
     rounded = torch.empty_like(codebook, dtype=torch.bfloat16 if LOW == tl.bfloat16 else torch.float16)
     offset = codebook.new_empty(groups, size)

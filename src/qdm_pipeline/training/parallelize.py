@@ -61,9 +61,9 @@ def spread(
     A compiler that is to recompute pointwise steps chooses them itself, within ``COMPILED_SHARE``.
     """
     if settings.compile:
-        import torch._dynamo.config  # two seconds
+        from torch._dynamo import config  # two seconds
 
-        torch._dynamo.config.recompile_limit = COMPILED_FORMS
+        config.recompile_limit = COMPILED_FORMS
         for block in predictor.blocks:
             block.compile()
         if any(block.recompute for block in predictor.blocks):
