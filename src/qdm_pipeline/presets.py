@@ -12,7 +12,7 @@ from qdm_pipeline.models.cost import cost
 from qdm_pipeline.parameters import hints, typed_parameters
 from qdm_pipeline.settings import CONFIG_LOADER_ARGS
 
-PRESETS = ("base", "small", "medium", "large", "dmd_optimized")
+PRESETS = ("base", "long", "small", "medium", "large", "dmd_optimized")
 HEADER = (
     "preset", "codes", "width", "layers", "clip", "latents", "tokens", "parameters", "TFLOP a pass",
     "teacher's state", "distillation's state",

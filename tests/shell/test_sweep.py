@@ -3,12 +3,14 @@
 import json
 import logging
 import os
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
 import pytest
+from benchmarks.ablation import CHANGES
 from click.testing import CliRunner
 from kedro.framework.startup import bootstrap_project
 from mlflow import MlflowClient
@@ -41,6 +43,14 @@ def test_one_change_at_a_time_is_none_and_each_alone_with_all_seeds() -> None:
     assert sweeps.grid(["a.seed=0"], each=True) == [{"a.seed": 0}]
     assert sweeps.without_seeds(points[0]) == "as configured"
     assert sweeps.without_seeds(points[-1]) == "d.steps=2"
+
+
+def test_the_bench_runs_the_ablation_of_the_documentation() -> None:
+    text = (ROOT / "docs/distillation.md").read_text().replace("\\\n", "")
+    command = next(line for line in text.splitlines() if line.startswith("kedro sweep --each"))
+    documented = sweeps.grid(shlex.split(command)[3:], each=True)
+    points = [point for change in CHANGES for point in sweeps.grid([change] if change else [])]
+    assert {sweeps.without_seeds(p) for p in documented} == {sweeps.without_seeds(p) for p in points}
 
 
 @pytest.mark.parametrize("wrong", ["distill.seed", "distill.seed=", "=1", "a=[1"])

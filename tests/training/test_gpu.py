@@ -8,8 +8,13 @@ import torch
 if not torch.cuda.is_available():
     pytest.skip("needs a GPU", allow_module_level=True)
 
+from qdm_pipeline.configuration import build
+from qdm_pipeline.handle import Handle
+from qdm_pipeline.launch.agent import run_job
 from qdm_pipeline.launch.worker import compute_exactly
 from qdm_pipeline.ranks import Ranks
+from qdm_pipeline.run import Run
+from qdm_pipeline.training.teacher import TeacherSettings
 
 GPU = Ranks(device=torch.device("cuda", 0))
 EVERYTHING = {
@@ -67,6 +72,12 @@ def test_compiled_blocks_give_the_same_losses(make_teacher):
     found = losses(make_teacher(ranks=GPU, parallel=compiled), range(3))
     for ours, theirs in zip(found, losses(make_teacher(ranks=GPU), range(3)), strict=True):
         assert ours == pytest.approx(theirs, rel=2e-3, abs=2e-4)
+
+
+def test_the_agent_starts_a_worker_on_the_gpu_and_ends_in_peace(latents, teacher_settings, tmp_path):
+    inputs = {"latents": Handle("latents", latents.directory, latents.digest)}
+    run = Run.create("teacher", build(TeacherSettings, teacher_settings), inputs, tmp_path / "runs")
+    assert run_job(run, "auto") == run.result()
 
 
 def test_batches_travel_through_pinned_memory():
