@@ -220,7 +220,7 @@ class _Agent(LocalElasticAgent):
                 _wait(running, self._settings.save_timeout, _lives)
             raise
 
-    def _shutdown(self, *_: Any) -> None:
+    def _shutdown(self, *_: Any, **__: Any) -> None:
         """Whoever is still here was asked before or has nothing to save."""
         super()._shutdown(signal.SIGKILL)
 
