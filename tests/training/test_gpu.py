@@ -76,7 +76,9 @@ def test_compiled_blocks_give_the_same_losses(make_teacher):
 
 def test_the_agent_starts_a_worker_on_the_gpu_and_ends_in_peace(latents, teacher_settings, tmp_path):
     inputs = {"latents": Handle("latents", latents.directory, latents.digest)}
-    run = Run.create("teacher", build(TeacherSettings, teacher_settings), inputs, tmp_path / "runs")
+    run = Run.create(
+        "teacher", build(TeacherSettings, teacher_settings | {"micro_batch": 1}), inputs, tmp_path
+    )
     assert run_job(run, "auto") == run.result()
 
 
