@@ -194,6 +194,7 @@ def stop(make_run, name, step, target):
     return run.result().digest
 
 
+@pytest.mark.faults
 @pytest.mark.rounds(10)
 def test_sigterm_to_any_process_saves_and_stops(make_run, alone, number):
     step = random.Random(number).randrange(5, STEPS - 60)
