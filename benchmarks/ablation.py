@@ -98,11 +98,8 @@ def run(jobs: list[Job], slots: int, project: Path, root: Path, env: list[str]) 
     while waiting or running:
         for job in [job for job in running if job.ended]:
             running.remove(job)
-            said = (
-                "done"
-                if job.process and job.process.returncode == 0
-                else f"failed, see {root / job.name}.log"
-            )
+            failed = job.process is not None and job.process.returncode != 0
+            said = f"failed, see {root / job.name}.log" if failed else "done"
             print(f"{time.monotonic() - started:6.0f} s  {job.name}: {said}", flush=True)
             gather(project, root)
         ready = [job for job in waiting if job.after is None or job.after.ended]
@@ -117,9 +114,11 @@ def gather(project: Path, root: Path) -> None:
     """Write the table, figure and JSON of what has ended so far."""
     for kind in ("ablation", "codebooks"):
         files = sorted(root.glob(f"{kind}-*/data/08_reporting/sweep.json"))
-        folder = project / "data/08_reporting" / kind
-        folder.mkdir(parents=True, exist_ok=True)
-        write(folder, [Result(**result) for file in files for result in read_json(file)])
+        results = [Result(**result) for file in files for result in read_json(file)]
+        if results:
+            folder = project / "data/08_reporting" / kind
+            folder.mkdir(parents=True, exist_ok=True)
+            write(folder, results)
 
 
 if __name__ == "__main__":
