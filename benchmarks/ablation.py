@@ -1,129 +1,221 @@
-"""The ablation of docs/distillation.md and a grid of codebooks, many runs beside each other on one GPU.
+"""The ablation of docs/distillation.md and a grid of codebooks, many runs beside each other; made for a GPU.
 
-``python -m benchmarks.ablation [SLOTS [ENV]]``, in a project whose clips are preprocessed: each run is a
-process in a copy of the project (in TMPDIR, some 300 MB each); a teacher is trained once for its seed.
-Results are gathered in ``data/08_reporting`` as `kedro sweep` writes them: ``ablation/`` and ``codebooks/``.
+``python -m benchmarks.ablation [--slots N] [--env ENV] [PARAMETER=VALUE ...]``, in a project whose clips are
+preprocessed: the nodes' own functions, each job in one of N processes that live on, what points share only
+once, run directories where `kedro run` would have them. Needs no Kedro, MLflow or PyAV. Results are gathered in
+``data/08_reporting`` as `kedro sweep` writes them: ``ablation/`` and ``codebooks/``.
 """
 
-import shutil
-import subprocess
+import argparse
+import os
 import sys
-import tempfile
+import threading
 import time
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from importlib.util import find_spec
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
+import torch
+import yaml
+
+from qdm_pipeline.configuration import build
+from qdm_pipeline.errors import WorkerError
+from qdm_pipeline.evaluation.data import EvaluationSettings
+from qdm_pipeline.evaluation.sweep_table import Result, write
 from qdm_pipeline.files import read_json
-from qdm_pipeline.sweep import Result, write
+from qdm_pipeline.grid import Point, grid, nested, say
+from qdm_pipeline.handle import Handle
+from qdm_pipeline.launch.settings import ALONE
+from qdm_pipeline.launch.worker import compute_exactly
+from qdm_pipeline.pipelines.evaluate import nodes as evaluate
+from qdm_pipeline.pipelines.sample import nodes as sample
+from qdm_pipeline.pipelines.train import nodes as train
+from qdm_pipeline.ranks import Ranks
+from qdm_pipeline.run import Run
+from qdm_pipeline.training.distill_settings import DistillSettings
+from qdm_pipeline.training.sampling import SamplingSettings
+from qdm_pipeline.training.teacher import TeacherSettings
 
 SEEDS = ("teacher", "distill", "teacher_samples", "teacher_few_step_samples", "student_samples")
 CHANGES = (
-    "",
-    "distill.dmd.times=[1.0]",
-    "distill.dmd.times=[1.0, 0.5]",
+    "distill.dmd.times=[1.0],[1.0, 0.5]",
     "distill.dmd.path=continuous",
     "distill.dmd.codebook=ema",
     "distill.dmd.matching=jeffreys",
     "distill.dmd.gan.student_weight=0.3",
     "distill.dmd.regression_weight=0.1",
     "distill.start.steps=0",
-    "teacher_few_step_samples.steps=1",
-    "teacher_few_step_samples.steps=8",
+    "teacher_few_step_samples.steps=1,8",
 )
-KEDRO = [sys.executable, "-m", "kedro"]
+CODEBOOKS = (
+    "teacher.quantization_weight=0,0.25,0.5,1",
+    "teacher.model.quantizer.codebook_size=256,1024,4096",
+)
+Tree = dict[str, Any]
 
 
-@dataclass
-class Job:
-    """One process: the Kedro command, in a copy of the project or of what another job has left."""
+def ablation() -> list[Point]:
+    """Every change alone, and none, with three seeds."""
+    return grid(["+".join(f"{name}.seed" for name in SEEDS) + "=0,1,2", *CHANGES], each=True)
 
-    name: str
-    command: list[str]
-    after: "Job | None" = None
-    process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
-    def start(self, project: Path, root: Path, env: list[str]) -> None:
-        """Copy, then run there; its output goes to a file beside the copy."""
-        source = project if self.after is None else root / self.after.name
-        shutil.copytree(
-            source, root / self.name, symlinks=True, ignore=shutil.ignore_patterns(".venv", ".git")
+def codebooks() -> list[Point]:
+    """Every weight of the quantized loss with every size of the codebook."""
+    return grid(CODEBOOKS)
+
+
+def merged(base: Tree, change: Tree) -> Tree:
+    """``base`` with the keys of ``change``, as Kedro merges parameters of an environment."""
+    both = base | change
+    return both | {
+        key: merged(base[key], change[key])
+        for key in base.keys() & change.keys()
+        if isinstance(base[key], dict) and isinstance(change[key], dict)
+    }
+
+
+def configured(project: Path, env: str | None) -> Tree:
+    """The project's parameters."""
+    parameters: Tree = {}
+    for folder in ("base", *([env] if env else [])):
+        for file in sorted((project / "conf" / folder).glob("parameters*.yml")):
+            parameters = merged(parameters, yaml.safe_load(file.read_text()) or {})
+    return parameters
+
+
+class Pool:
+    """Does the jobs of all points, each once; stands for `run_job` in the nodes."""
+
+    def __init__(self, slots: int, log: Path) -> None:
+        self._processes = ProcessPoolExecutor(slots, get_context("spawn"), prepare, (log,))
+        self._jobs: dict[Path, Future[None]] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, run: Run, *_: object) -> Handle:
+        with self._lock:
+            if run.directory not in self._jobs:
+                self._jobs[run.directory] = self._processes.submit(do, run.file)
+        self._jobs[run.directory].result()
+        result = run.result()
+        if result is None:
+            raise WorkerError(f"{run.kind}: nothing was left in {run.directory}")
+        return result
+
+    def close(self) -> None:
+        """Let the processes end."""
+        self._processes.shutdown()
+
+
+def prepare(log: Path) -> None:
+    """What a process does first; what it says goes to a file."""
+    said = (log / f"{os.getpid()}.log").open("w")
+    os.dup2(said.fileno(), 1)
+    os.dup2(said.fileno(), 2)
+    torch.set_num_threads(1)
+    if torch.cuda.is_available():
+        compute_exactly()
+    if find_spec("av") is None:
+        from qdm_pipeline.training import sampling
+
+        sampling.write_mp4 = lambda *_: None
+
+
+def do(file: Path) -> None:
+    """One job, from its ``run.json``."""
+    from qdm_pipeline.launch.jobs import JOBS
+
+    started, run = time.perf_counter(), Run.read(file)
+    if run.result() is None:
+        JOBS[run.kind](run, Ranks.from_environment())
+    print(f"{run.directory.name}: {time.perf_counter() - started:.1f} s", flush=True)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def judge(project: Path, parameters: Tree, pool: Pool) -> list[Tree]:
+    """Latents to the rows of the evaluation, as `kedro run --pipeline train`, sample and evaluate."""
+    data = project / "data"
+
+    def handle(file: str) -> Handle:
+        found = Handle.from_json(read_json(data / file))
+        return Handle(found.kind, (data / file).parent / found.path, found.digest, found.metadata)
+
+    def samples(name: str) -> SamplingSettings:
+        return build(SamplingSettings, parameters[name])
+
+    distill, models, sampled = (
+        build(DistillSettings, parameters["distill"]),
+        data / "06_models",
+        data / "07_model_output",
+    )
+    latents, clips = handle("05_model_input/latents.json"), handle("02_intermediate/clips.json")
+    autoencoder, classifier = handle("06_models/autoencoder.json"), handle("06_models/classifier.json")
+    teacher = train.train_teacher(
+        build(TeacherSettings, parameters["teacher"]), latents, models, 1, ALONE
+    )
+    trajectories = train.make_trajectories(
+        samples("teacher_trajectories"), distill, teacher, autoencoder, sampled, 1, ALONE
+    )
+    start = train.start_student(distill, teacher, trajectories, models, 1, ALONE)
+    student = train.distill_student(
+        distill, teacher, trajectories, start, latents, clips, autoencoder, classifier, models, 1, ALONE
+    )
+    sets = [
+        sample.sample_model(samples(name), model, autoencoder, sampled, 1, ALONE)[0]
+        for name, model in (
+            ("teacher_samples", teacher),
+            ("teacher_few_step_samples", teacher),
+            ("student_samples", student),
         )
-        (root / self.name / "data/08_reporting/sweep.json").unlink(missing_ok=True)
-        with (root / f"{self.name}.log").open("wb") as log:
-            self.process = subprocess.Popen(
-                [*KEDRO, *self.command, *env], cwd=root / self.name, stdout=log, stderr=subprocess.STDOUT
-            )
-
-    @property
-    def ended(self) -> bool:
-        """Whether it has come to an end, a good one or not."""
-        return self.process is not None and self.process.poll() is not None
-
-
-def ablation() -> list[Job]:
-    """Teacher and trajectories of three seeds, then every change of every seed."""
-    jobs = []
-    for seed in range(3):
-        moved = [f"{name}.seed" for name in SEEDS]
-        params = ",".join(f"{name}={seed}" for name in moved)
-        command = ["run", "--to-nodes", "train.make_trajectories", "--params", params]
-        jobs.append(teacher := Job(f"teacher-{seed}", command))
-        axis = f"{'+'.join(moved)}={seed}"
-        jobs += [
-            Job(f"ablation-{seed}-{number}", ["sweep", axis, *filter(None, [change])], teacher)
-            for number, change in enumerate(CHANGES)
-        ]
-    return jobs
-
-
-def codebooks() -> list[Job]:
-    """Everything from the teacher on, for each weight of the quantized loss and size of the codebook."""
-    return [
-        Job(
-            f"codebooks-{weight}-{size}",
-            [
-                "sweep",
-                f"teacher.quantization_weight={weight}",
-                f"teacher.model.quantizer.codebook_size={size}",
-            ],
-        )
-        for weight in (0, 0.25, 0.5, 1)
-        for size in (256, 1024, 4096)
     ]
+    settings = build(EvaluationSettings, parameters["evaluation"])
+    shared = (clips, latents, autoencoder, classifier, teacher, *sets)
+    rows: list[Tree] = evaluate.evaluate_samples(settings, *shared, data / "08_reporting", 1, ALONE)[1]["rows"]
+    return rows
 
 
-def run(jobs: list[Job], slots: int, project: Path, root: Path, env: list[str]) -> None:
-    """Run all, at most ``slots`` at a time, each as soon as what it continues has ended."""
-    waiting, running, started = list(jobs), list[Job](), time.monotonic()
-    while waiting or running:
-        for job in [job for job in running if job.ended]:
-            running.remove(job)
-            failed = job.process is not None and job.process.returncode != 0
-            said = f"failed, see {root / job.name}.log" if failed else "done"
-            print(f"{time.monotonic() - started:6.0f} s  {job.name}: {said}", flush=True)
-            gather(project, root)
-        ready = [job for job in waiting if job.after is None or job.after.ended]
-        for job in ready[: slots - len(running)]:
-            waiting.remove(job)
-            job.start(project, root, env)
-            running.append(job)
-        time.sleep(0.5)
+def run(project: Path, kinds: dict[str, list[Point]], parameters: Tree, slots: int) -> None:
+    """All points of all kinds, in the order given; results are written as they come."""
+    reporting = project / "data/08_reporting"
+    log, started = reporting / "ablation_logs", time.monotonic()
+    log.mkdir(parents=True, exist_ok=True)
+    pool, results = Pool(slots, log), {kind: list[Result]() for kind in kinds}
+    for module in (train, sample, evaluate):
+        module.run_job = pool  # type: ignore[attr-defined]
+    points = [(kind, point) for kind, points in kinds.items() for point in points]
+    with ThreadPoolExecutor(len(points)) as threads:  # each waits for its jobs, one after the other
+        asked = {
+            threads.submit(judge, project, merged(parameters, nested(point)), pool): (kind, point)
+            for kind, point in points
+        }
+        for future in as_completed(asked):
+            kind, point = asked[future]
+            error = future.exception()
+            said = f"{type(error).__name__}: {error}" if error else None
+            results[kind].append(Result(point, said, [] if error else future.result()))
+            print(f"{time.monotonic() - started:6.0f} s  {kind} {say(point)}: {said or 'done'}", flush=True)
+            results[kind].sort(key=lambda result: kinds[kind].index(result.point))
+            (reporting / kind).mkdir(exist_ok=True)
+            write(reporting / kind, results[kind])
+    pool.close()
 
 
-def gather(project: Path, root: Path) -> None:
-    """Write the table, figure and JSON of what has ended so far."""
-    for kind in ("ablation", "codebooks"):
-        files = sorted(root.glob(f"{kind}-*/data/08_reporting/sweep.json"))
-        results = [Result(**result) for file in files for result in read_json(file)]
-        if results:
-            folder = project / "data/08_reporting" / kind
-            folder.mkdir(parents=True, exist_ok=True)
-            write(folder, results)
+def main() -> None:
+    """From the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--slots", type=int, default=os.cpu_count())
+    parser.add_argument("--env")
+    parser.add_argument("changes", nargs="*", metavar="PARAMETER=VALUE")
+    asked = parser.parse_intermixed_args()
+    if find_spec("av") is None:
+        print("no PyAV here: samples are not written as MP4", file=sys.stderr)
+    parameters = configured(Path.cwd(), asked.env)
+    for point in grid(asked.changes)[:1] if asked.changes else []:
+        parameters = merged(parameters, nested(point))
+    run(Path.cwd(), {"ablation": ablation(), "codebooks": codebooks()}, parameters, asked.slots)
 
 
 if __name__ == "__main__":
-    slots = int(sys.argv[1]) if len(sys.argv) > 1 else 12
-    env = ["--env", sys.argv[2]] if len(sys.argv) > 2 else []
-    root = Path(tempfile.mkdtemp(prefix="qdm_pipeline_ablation_"))
-    print(f"in {root}", flush=True)
-    run(ablation() + codebooks(), slots, Path.cwd(), root, env)
+    main()

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import get_native_id
 from typing import Any
 
 from qdm_pipeline.errors import InputError
@@ -30,7 +31,7 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 def file_atomic(path: Path) -> Iterator[Path]:
     """Yield the path of a file to be written, which becomes ``path`` if the block ends without error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    aside = path.with_name(f".{path.name}.{get_native_id()}.part")
     try:
         yield aside
         _fsync(aside)
@@ -47,7 +48,7 @@ def directory_atomic(path: Path) -> Iterator[Path]:
     A directory that already stands at ``path`` is replaced only then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    aside = path.with_name(f".{path.name}.{get_native_id()}.part")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     try:
@@ -55,7 +56,7 @@ def directory_atomic(path: Path) -> Iterator[Path]:
         for entry in [*aside.rglob("*"), aside]:
             _fsync(entry)
         if path.exists():
-            retired = path.with_name(f".{path.name}.{os.getpid()}.old")
+            retired = path.with_name(f".{path.name}.{get_native_id()}.old")
             path.replace(retired)
             aside.replace(path)
             shutil.rmtree(retired)

@@ -15,9 +15,11 @@ from click.testing import CliRunner
 from kedro.framework.startup import bootstrap_project
 from mlflow import MlflowClient
 
+from qdm_pipeline import grid as grids
 from qdm_pipeline import sweep as sweeps
 from qdm_pipeline.cli import cli
 from qdm_pipeline.errors import DivergenceError, InputError
+from qdm_pipeline.evaluation import sweep_table
 from qdm_pipeline.mlflow_runs import PARENT
 
 ROOT = Path(__file__).parents[2]
@@ -26,54 +28,54 @@ PARENT_TAG = "mlflow.parentRunId"
 
 
 def test_a_grid_is_every_combination_and_joined_parameters_move_together() -> None:
-    points = sweeps.grid(["a.seed+b.seed=0,1", "b.times=[1.0],[1.0, 0.5]"])
+    points = grids.grid(["a.seed+b.seed=0,1", "b.times=[1.0],[1.0, 0.5]"])
     assert points == [
         {"a.seed": 0, "b.seed": 0, "b.times": [1.0]},
         {"a.seed": 0, "b.seed": 0, "b.times": [1.0, 0.5]},
         {"a.seed": 1, "b.seed": 1, "b.times": [1.0]},
         {"a.seed": 1, "b.seed": 1, "b.times": [1.0, 0.5]},
     ]
-    assert sweeps.nested(points[0]) == {"a": {"seed": 0}, "b": {"seed": 0, "times": [1.0]}}
+    assert grids.nested(points[0]) == {"a": {"seed": 0}, "b": {"seed": 0, "times": [1.0]}}
 
 
 def test_one_change_at_a_time_is_none_and_each_alone_with_all_seeds() -> None:
-    points = sweeps.grid(["d.path=soft,continuous", "a.seed+b.seed=0,1", "d.steps=2"], each=True)
+    points = grids.grid(["d.path=soft,continuous", "a.seed+b.seed=0,1", "d.steps=2"], each=True)
     changes = [{}, {"d.path": "soft"}, {"d.path": "continuous"}, {"d.steps": 2}]
     assert points == [{"a.seed": s, "b.seed": s} | change for s in (0, 1) for change in changes]
-    assert sweeps.grid(["a.seed=0"], each=True) == [{"a.seed": 0}]
-    assert sweeps.without_seeds(points[0]) == "as configured"
-    assert sweeps.without_seeds(points[-1]) == "d.steps=2"
+    assert grids.grid(["a.seed=0"], each=True) == [{"a.seed": 0}]
+    assert grids.without_seeds(points[0]) == "as configured"
+    assert grids.without_seeds(points[-1]) == "d.steps=2"
 
 
 def test_the_bench_runs_the_ablation_of_the_documentation() -> None:
     text = (ROOT / "docs/distillation.md").read_text().replace("\\\n", "")
     command = next(line for line in text.splitlines() if line.startswith("kedro sweep --each"))
-    documented = sweeps.grid(shlex.split(command)[3:], each=True)
-    points = [point for change in CHANGES for point in sweeps.grid([change] if change else [])]
-    assert {sweeps.without_seeds(p) for p in documented} == {sweeps.without_seeds(p) for p in points}
+    documented = grids.grid(shlex.split(command)[3:], each=True)
+    points = [point for change in CHANGES for point in grids.grid([change] if change else [])]
+    assert {grids.without_seeds(p) for p in documented} == {grids.without_seeds(p) for p in points}
 
 
 @pytest.mark.parametrize("wrong", ["distill.seed", "distill.seed=", "=1", "a=[1"])
 def test_what_is_no_axis_is_named(wrong: str) -> None:
     with pytest.raises(InputError, match=r"sweep: found .*wanted PARAMETER=VALUE"):
-        sweeps.grid([wrong])
+        grids.grid([wrong])
 
 
 def test_runs_that_differ_in_seeds_are_averaged() -> None:
-    def result(seed: int, width: int, frechet: float) -> sweeps.Result:
+    def result(seed: int, width: int, frechet: float) -> sweep_table.Result:
         row = {"name": "student", "nfe": 4, "frechet": frechet, "accuracy": None}
-        return sweeps.Result({"d.seed": seed, "d.width": width}, None, [row])
+        return sweep_table.Result({"d.seed": seed, "d.width": width}, None, [row])
 
     results = [result(0, 8, 10.0), result(1, 8, 14.0), result(0, 16, 7.0)]
-    results.append(sweeps.Result({"d.seed": 1, "d.width": 16}, "DivergenceError: collapse", []))
+    results.append(sweep_table.Result({"d.seed": 1, "d.width": 16}, "DivergenceError: collapse", []))
     teacher = {"name": "teacher", "nfe": 64, "frechet": 50.0}
     for each in results[:3]:
         each.rows.append(teacher)
-    first, second, same = sweeps.summary(results)
+    first, second, same = sweep_table.summary(results)
     assert same == {"name": "teacher", "point": "all", "runs": 3, "nfe": (64,) * 3, "frechet": (50.0,) * 3}
     assert first["runs"] == 2 and first["frechet"] == (12.0, 10.0, 14.0)
     assert second["point"] == "d.width=16" and second["frechet"] == (7.0, 7.0, 7.0)
-    table = sweeps.table(results)
+    table = sweep_table.table(results)
     assert "| student | d.width=8 | 2 | 4 | **12** (10 – 14) | – |" in table
     assert "failed: d.seed=1 d.width=16: DivergenceError: collapse" in table
 
@@ -95,13 +97,13 @@ def test_the_command_runs_every_point_under_one_run_and_tells_failures(
     seen: list[tuple[Any, ...]] = []
     children: list[str] = []
 
-    def run(project: Path, point: Any, pipelines: Any, env: Any, metrics: Path) -> sweeps.Result:
+    def run(project: Path, point: Any, pipelines: Any, env: Any, metrics: Path) -> sweep_table.Result:
         seen.append((point, list(pipelines), os.environ[PARENT]))
         child = MlflowClient(f"sqlite:///{project}/mlflow.db").create_run("1", tags={PARENT_TAG: seen[-1][2]})
         children.append(child.info.run_id)
         if point["distill.seed"] == 1:
-            return sweeps.Result(point, "DivergenceError: student, update 3: collapse", [])
-        return sweeps.Result(point, None, [{"name": "student", "nfe": 4, "frechet": 3.0, "accuracy": 0.5}])
+            return sweep_table.Result(point, "DivergenceError: student, update 3: collapse", [])
+        return sweep_table.Result(point, None, [{"name": "student", "nfe": 4, "frechet": 3.0, "accuracy": 0.5}])
 
     monkeypatch.setattr(sweeps, "_run", run)
     with caplog.at_level(logging.INFO, logger="qdm_pipeline"):
