@@ -2,17 +2,15 @@
 
 ``python -m benchmarks.ablation [--slots N] [--env ENV] [PARAMETER=VALUE ...]``, in a project whose clips are
 preprocessed: the nodes' own functions, each job in one of N processes that live on, what points share only
-once, run directories where `kedro run` would have them. Needs no Kedro, MLflow or PyAV. Results are gathered in
-``data/08_reporting`` as `kedro sweep` writes them: ``ablation/`` and ``codebooks/``.
+once, in the directories where `kedro run` would do it. Needs no Kedro, MLflow or PyAV. Results are gathered
+in ``data/08_reporting`` as `kedro sweep` writes them: ``ablation/`` and ``codebooks/``.
 """
 
 import argparse
 import os
-import sys
 import threading
 import time
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
-from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -94,6 +92,7 @@ class Pool:
         self._lock = threading.Lock()
 
     def __call__(self, run: Run, *_: object) -> Handle:
+        """What the job leaves, once a process has done it."""
         with self._lock:
             if run.directory not in self._jobs:
                 self._jobs[run.directory] = self._processes.submit(do, run.file)
@@ -116,10 +115,6 @@ def prepare(log: Path) -> None:
     torch.set_num_threads(1)
     if torch.cuda.is_available():
         compute_exactly()
-    if find_spec("av") is None:
-        from qdm_pipeline.training import sampling
-
-        sampling.write_mp4 = lambda *_: None
 
 
 def do(file: Path) -> None:
@@ -134,7 +129,7 @@ def do(file: Path) -> None:
         torch.cuda.empty_cache()
 
 
-def judge(project: Path, parameters: Tree, pool: Pool) -> list[Tree]:
+def judge(project: Path, parameters: Tree) -> list[Tree]:
     """Latents to the rows of the evaluation, as `kedro run --pipeline train`, sample and evaluate."""
     data = project / "data"
 
@@ -145,16 +140,11 @@ def judge(project: Path, parameters: Tree, pool: Pool) -> list[Tree]:
     def samples(name: str) -> SamplingSettings:
         return build(SamplingSettings, parameters[name])
 
-    distill, models, sampled = (
-        build(DistillSettings, parameters["distill"]),
-        data / "06_models",
-        data / "07_model_output",
-    )
+    models, sampled = data / "06_models", data / "07_model_output"
+    distill = build(DistillSettings, parameters["distill"])
     latents, clips = handle("05_model_input/latents.json"), handle("02_intermediate/clips.json")
     autoencoder, classifier = handle("06_models/autoencoder.json"), handle("06_models/classifier.json")
-    teacher = train.train_teacher(
-        build(TeacherSettings, parameters["teacher"]), latents, models, 1, ALONE
-    )
+    teacher = train.train_teacher(build(TeacherSettings, parameters["teacher"]), latents, models, 1, ALONE)
     trajectories = train.make_trajectories(
         samples("teacher_trajectories"), distill, teacher, autoencoder, sampled, 1, ALONE
     )
@@ -162,17 +152,14 @@ def judge(project: Path, parameters: Tree, pool: Pool) -> list[Tree]:
     student = train.distill_student(
         distill, teacher, trajectories, start, latents, clips, autoencoder, classifier, models, 1, ALONE
     )
-    sets = [
-        sample.sample_model(samples(name), model, autoencoder, sampled, 1, ALONE)[0]
-        for name, model in (
-            ("teacher_samples", teacher),
-            ("teacher_few_step_samples", teacher),
-            ("student_samples", student),
-        )
-    ]
-    settings = build(EvaluationSettings, parameters["evaluation"])
-    shared = (clips, latents, autoencoder, classifier, teacher, *sets)
-    rows: list[Tree] = evaluate.evaluate_samples(settings, *shared, data / "08_reporting", 1, ALONE)[1]["rows"]
+    many, few, fast = (
+        sample.sample_model(samples(f"{name}_samples"), model, autoencoder, sampled, 1, ALONE)[0]
+        for name, model in (("teacher", teacher), ("teacher_few_step", teacher), ("student", student))
+    )
+    settings, reporting = build(EvaluationSettings, parameters["evaluation"]), data / "08_reporting"
+    rows: list[Tree] = evaluate.evaluate_samples(
+        settings, clips, latents, autoencoder, classifier, teacher, many, few, fast, reporting, 1, ALONE
+    )[1]["rows"]
     return rows
 
 
@@ -187,7 +174,7 @@ def run(project: Path, kinds: dict[str, list[Point]], parameters: Tree, slots: i
     points = [(kind, point) for kind, points in kinds.items() for point in points]
     with ThreadPoolExecutor(len(points)) as threads:  # each waits for its jobs, one after the other
         asked = {
-            threads.submit(judge, project, merged(parameters, nested(point)), pool): (kind, point)
+            threads.submit(judge, project, merged(parameters, nested(point))): (kind, point)
             for kind, point in points
         }
         for future in as_completed(asked):
@@ -209,8 +196,6 @@ def main() -> None:
     parser.add_argument("--env")
     parser.add_argument("changes", nargs="*", metavar="PARAMETER=VALUE")
     asked = parser.parse_intermixed_args()
-    if find_spec("av") is None:
-        print("no PyAV here: samples are not written as MP4", file=sys.stderr)
     parameters = configured(Path.cwd(), asked.env)
     for point in grid(asked.changes)[:1] if asked.changes else []:
         parameters = merged(parameters, nested(point))

@@ -28,12 +28,13 @@ def sweep(axes: tuple[str, ...], pipelines: tuple[str, ...], env: str | None, ea
     """
     from qdm_pipeline import sweep as sweeps
     from qdm_pipeline.errors import InputError
+    from qdm_pipeline.evaluation.sweep_table import table
 
     try:
         results = sweeps.sweep(Path.cwd(), axes, pipelines, env, each)
     except InputError as error:
         raise click.ClickException(str(error)) from None
-    click.echo(sweeps.table(results))
+    click.echo(table(results))
     sys.exit(any(result.error for result in results))
 
 

@@ -63,7 +63,7 @@ def _convert(hint: Any, value: Any) -> Any:
         return build(hint, value)
     if get_origin(hint) is tuple:
         return tuple(_convert(get_args(hint)[0], item) for item in value)
-    return value
+    return float(value) if hint is float and isinstance(value, int) else value  # 1 and 1.0 are one setting
 
 
 def plain(value: Any) -> Any:

@@ -3,14 +3,12 @@
 import json
 import logging
 import os
-import shlex
 import shutil
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
 import pytest
-from benchmarks.ablation import CHANGES
 from click.testing import CliRunner
 from kedro.framework.startup import bootstrap_project
 from mlflow import MlflowClient
@@ -45,14 +43,6 @@ def test_one_change_at_a_time_is_none_and_each_alone_with_all_seeds() -> None:
     assert grids.grid(["a.seed=0"], each=True) == [{"a.seed": 0}]
     assert grids.without_seeds(points[0]) == "as configured"
     assert grids.without_seeds(points[-1]) == "d.steps=2"
-
-
-def test_the_bench_runs_the_ablation_of_the_documentation() -> None:
-    text = (ROOT / "docs/distillation.md").read_text().replace("\\\n", "")
-    command = next(line for line in text.splitlines() if line.startswith("kedro sweep --each"))
-    documented = grids.grid(shlex.split(command)[3:], each=True)
-    points = [point for change in CHANGES for point in grids.grid([change] if change else [])]
-    assert {grids.without_seeds(p) for p in documented} == {grids.without_seeds(p) for p in points}
 
 
 @pytest.mark.parametrize("wrong", ["distill.seed", "distill.seed=", "=1", "a=[1"])
@@ -103,7 +93,9 @@ def test_the_command_runs_every_point_under_one_run_and_tells_failures(
         children.append(child.info.run_id)
         if point["distill.seed"] == 1:
             return sweep_table.Result(point, "DivergenceError: student, update 3: collapse", [])
-        return sweep_table.Result(point, None, [{"name": "student", "nfe": 4, "frechet": 3.0, "accuracy": 0.5}])
+        return sweep_table.Result(
+            point, None, [{"name": "student", "nfe": 4, "frechet": 3.0, "accuracy": 0.5}]
+        )
 
     monkeypatch.setattr(sweeps, "_run", run)
     with caplog.at_level(logging.INFO, logger="qdm_pipeline"):

@@ -1,7 +1,9 @@
 """Sampling a finished model on all ranks: latents, token ids, videos to look at."""
 
+import logging
 import time
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -19,6 +21,8 @@ from qdm_pipeline.training.peak_memory import peak_memory
 from qdm_pipeline.video.autoencoder import load_autoencoder, to_videos
 from qdm_pipeline.video.latents import VideoAutoencoder
 from qdm_pipeline.video.media import write_grid, write_mp4
+
+logger = logging.getLogger(__name__)
 
 
 @settings
@@ -81,7 +85,12 @@ def _write(
 ) -> None:
     save_file(tensors, directory / "samples.safetensors")
     videos = to_videos(autoencoder, tensors["latents"][: settings.videos])
-    (directory / "videos").mkdir(exist_ok=True)
-    for index, video in enumerate(videos):
-        write_mp4(directory / "videos" / f"{index:05d}.mp4", video, settings.fps)
+    if find_spec("av") is None:
+        logger.warning(
+            "%s: no MP4 files are written without PyAV (pip install av), only grid.*", settings.name
+        )
+    else:
+        (directory / "videos").mkdir(exist_ok=True)
+        for index, video in enumerate(videos):
+            write_mp4(directory / "videos" / f"{index:05d}.mp4", video, settings.fps)
     write_grid(directory, "grid", videos, settings.columns, settings.fps, settings.scale)
