@@ -81,6 +81,13 @@ def test_files_to_look_at_are_written(sample):
     assert all((handle.path / f"grid.{kind}").stat().st_size > 0 for kind in ("webp", "gif", "png"))
 
 
+def test_without_pyav_only_the_mp4_files_are_missing(sample, monkeypatch, caplog):
+    monkeypatch.setattr(sampling, "find_spec", lambda name: None)
+    handle, _ = sample()
+    assert "no MP4 files are written without PyAV" in caplog.text
+    assert not (handle.path / "videos").exists() and (handle.path / "grid.webp").exists()
+
+
 def test_ranks_share_the_batches_of_one(sample, monkeypatch):
     whole = sample()[1]
     shares = []
