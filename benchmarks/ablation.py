@@ -8,6 +8,7 @@ in ``data/08_reporting`` as `kedro sweep` writes them: ``ablation/`` and ``codeb
 
 import argparse
 import os
+import sys
 import threading
 import time
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
@@ -74,10 +75,10 @@ def merged(base: Tree, change: Tree) -> Tree:
     }
 
 
-def configured(project: Path, env: str | None) -> Tree:
+def configured(project: Path, env: str = "local") -> Tree:
     """The project's parameters."""
     parameters: Tree = {}
-    for folder in ("base", *([env] if env else [])):
+    for folder in ("base", env):
         for file in sorted((project / "conf" / folder).glob("parameters*.yml")):
             parameters = merged(parameters, yaml.safe_load(file.read_text()) or {})
     return parameters
@@ -163,8 +164,8 @@ def judge(project: Path, parameters: Tree) -> list[Tree]:
     return rows
 
 
-def run(project: Path, kinds: dict[str, list[Point]], parameters: Tree, slots: int) -> None:
-    """All points of all kinds, in the order given; results are written as they come."""
+def run(project: Path, kinds: dict[str, list[Point]], parameters: Tree, slots: int) -> bool:
+    """All points of all kinds; results are written as they come. Whether none failed."""
     reporting = project / "data/08_reporting"
     log, started = reporting / "ablation_logs", time.monotonic()
     log.mkdir(parents=True, exist_ok=True)
@@ -187,19 +188,22 @@ def run(project: Path, kinds: dict[str, list[Point]], parameters: Tree, slots: i
             (reporting / kind).mkdir(exist_ok=True)
             write(reporting / kind, results[kind])
     pool.close()
+    return not any(result.error for found in results.values() for result in found)
 
 
 def main() -> None:
     """From the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--slots", type=int, default=os.cpu_count())
-    parser.add_argument("--env")
+    parser.add_argument("--env", default="local")
     parser.add_argument("changes", nargs="*", metavar="PARAMETER=VALUE")
     asked = parser.parse_intermixed_args()
-    parameters = configured(Path.cwd(), asked.env)
-    for point in grid(asked.changes)[:1] if asked.changes else []:
-        parameters = merged(parameters, nested(point))
-    run(Path.cwd(), {"ablation": ablation(), "codebooks": codebooks()}, parameters, asked.slots)
+    parameters, points = configured(Path.cwd(), asked.env), grid(asked.changes)
+    change = nested(points[0])
+    if len(points) > 1 or change.keys() - parameters.keys():
+        parser.error(f"{' '.join(asked.changes)}: wanted one value each, of parameters in conf/base")
+    kinds = {"ablation": ablation(), "codebooks": codebooks()}
+    sys.exit(not run(Path.cwd(), kinds, merged(parameters, change), asked.slots))
 
 
 if __name__ == "__main__":
