@@ -14,7 +14,7 @@ def cli() -> None:
 
 
 @cli.command(
-    epilog="Example: kedro sweep teacher.seed+distill.seed=0,1,2 distill.dmd.gan.student_weight=0,0.003"
+    epilog="Example: kedro sweep teacher.seed+distill.seed=0,1,2 distill.dmd.gan.student_weight=0,0.3"
 )
 @click.argument("axes", nargs=-1, required=True, metavar="PARAMETER=VALUE,VALUE ...")
 @click.option("--pipeline", "-p", "pipelines", multiple=True, help="Pipeline to run; repeat for several.")
