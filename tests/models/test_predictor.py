@@ -18,7 +18,7 @@ from qdm_pipeline.models.transformer import rotary_angles, rotate
 
 def make(
     patch=(1, 1, 1), classes=("a", "b"), vocabulary=(), width=32, attention="full", residual_dim=0, kind="vq",
-    text=None,
+    text=None, absolute_positions=False,
 ):  # fmt: skip
     size = {"fsq": 25, "lfq": 4, "bsq": 4}.get(kind, 32)
     quantizer = QuantizerSettings(
@@ -33,6 +33,7 @@ def make(
         patch=patch,
         embedding_dim=24,
         quantizer=quantizer,
+        absolute_positions=absolute_positions,
     )
     torch.manual_seed(0)
     config = PredictorConfig(
@@ -262,3 +263,14 @@ def test_clips_may_be_longer_than_any_before():
     device = torch.device("cpu")
     few, many = rotary_angles((9, 4, 4), 16, device), rotary_angles((33, 4, 4), 16, device)
     assert torch.equal(many[: len(few)], few) and len(many.unique(dim=0)) == len(many)
+
+
+@pytest.mark.parametrize("attention", ["full", "factorised"])
+def test_only_absolute_positions_tell_the_places_of_equal_tokens_apart(attention):
+    x, condition = torch.ones(1, 4, 3, 4, 4), Condition(torch.tensor([1]))
+
+    def spread(**options):
+        return make(attention=attention, **options)(x, torch.ones(1), condition).x0.flatten(2).std(2).max()
+
+    assert spread() < 1e-5
+    assert spread(absolute_positions=True) > 1e-2

@@ -32,6 +32,7 @@ class PredictorSettings:
     embedding_dim: int
     residual_dim: int  # numbers a latent position keeps beside its codes; 0: a sample is its codes
     quantizer: QuantizerSettings
+    absolute_positions: bool = False  # beside the rotary ones; models of before these have none
 
     def __post_init__(self) -> None:
         require(self.depth >= 1, f"depth: found {self.depth}, must be at least 1")
@@ -115,6 +116,8 @@ class QuantizedDiffusionPredictor(nn.Module):
 
     latents -> patches -> `TransformerBlock`s -> features h [B, T, H, W, E] at every latent position;
     continuous: x0 = final_proj(h); quantized: x0 = final_proj(VectorQuantizer(h)). ``final_proj`` is shared.
+    ``absolute_positions`` adds a linear map of the rotary angles' cosines and sines to the patches: attention
+    that only knows how far two tokens are apart cannot tell where in the clip either is.
     With ``residual_dim`` R > 0 the quantized path adds residual.out(r), r = residual.into(h) of R numbers.
     soft: as quantized, with the mean embedding of a choice of codes in place of the nearest code's.
 
@@ -131,6 +134,9 @@ class QuantizedDiffusionPredictor(nn.Module):
         size, width = config.size, config.size.width
         patch_volume = math.prod(size.patch)
         self.patch_in = nn.Linear(config.latent_channels * patch_volume, width)
+        self.position_in = (
+            nn.Linear(width // size.heads, width, bias=False) if size.absolute_positions else None
+        )
         self.time_mlp = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
         self.modulation = nn.Linear(width, 6 * width)
         self.class_embedding = nn.Embedding(len(config.classes) + 1, width) if config.classes else None
@@ -192,6 +198,8 @@ class QuantizedDiffusionPredictor(nn.Module):
         modulation = self.modulation(F.silu(signal)).unflatten(-1, (6, -1))
         angles = rotary_angles(grid, size.width // size.heads, x.device)
         rotary = angles.cos(), angles.sin()
+        if self.position_in is not None:
+            x = x + self.position_in(torch.cat(rotary, dim=-1).to(x.dtype))
         for block in self.blocks:
             inputs = (x, grid[0], modulation, rotary, text, text_mask)
             if self._checkpoint_blocks and torch.is_grad_enabled():
