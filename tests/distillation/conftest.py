@@ -18,7 +18,7 @@ GAN = dict(student_weight=0.0, critic_weight=0.01, width=8, r1_weight=0.0, r1_de
 DMD = dict(
     times=[1.0, 0.5], path="quantized", renoising="fresh", inputs="simulated", codebook="still",
     matching="latents", temperature=0.5, guidance=1.5, guidance_rescale=0.5, normalise=True, low=0.02,
-    high=0.98, weight_limit=20.0, denoising_weight=0.0, regression_weight=0.0, gan=GAN,
+    high=0.98, shift=1.0, weight_limit=20.0, denoising_weight=0.0, regression_weight=0.0, gan=GAN,
 )  # fmt: skip
 
 

@@ -60,6 +60,7 @@ DMD = dict(
     normalise=True,
     low=0.02,
     high=0.98,
+    shift=1.0,
     weight_limit=20.0,
     denoising_weight=0.0,
     regression_weight=0.0,

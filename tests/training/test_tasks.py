@@ -123,6 +123,16 @@ def test_the_average_moves_on_student_updates_only(make_distill):
     assert any(not torch.equal(task.ema.shadow[name], before[name]) for name in before)
 
 
+def test_distillation_has_a_shift_of_its_own(make_distill):
+    def times(shift, purpose):
+        task = make_distill(dmd={"shift": shift})
+        return task._draw(0, next(iter(task.batches.of(0))), purpose).t
+
+    for purpose in ("student", "critic"):
+        plain = times(1.0, purpose)
+        assert torch.allclose(times(3.0, purpose), 3 * plain / (1 + 2 * plain))
+
+
 def test_distillation_leaves_teacher_and_codebook_alone(make_distill):
     task = make_distill()
     before = copy.deepcopy(task.dmd.teacher.state_dict())

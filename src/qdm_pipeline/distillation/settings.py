@@ -45,6 +45,7 @@ class DmdSettings:
     normalise: bool  # the gradient, by the teacher's distance from the student
     low: float  # times at which the scores are compared
     high: float
+    shift: float  # of these times and the fake score's, as Schedule.shift; sampling keeps the teacher's
     weight_limit: float  # of the fake score's loss, see Schedule.velocity_weight
     denoising_weight: float  # of the student's squared error on real latents, noised to its own times
     regression_weight: float  # of its squared error on trajectories of its teacher, at the trained step
@@ -59,6 +60,7 @@ class DmdSettings:
         require(
             0 < self.low < self.high < 1, f"low, high: found {self.low}, {self.high}; need 0 < low < high < 1"
         )
+        require(self.shift > 0, f"shift: found {self.shift}, must be above 0")
         rescale = self.guidance_rescale
         require(0 <= rescale <= 1, f"guidance_rescale: found {rescale}, must be in [0, 1]")
         require(self.temperature > 0, f"temperature: found {self.temperature}, must be above 0")

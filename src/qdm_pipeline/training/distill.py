@@ -1,6 +1,7 @@
 """Distillation: a few-step student that answers through the codebook, from a teacher, by DMD."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -218,7 +219,7 @@ class DistillTask:
         last = int(torch.randint(len(dmd.times), (), generator=shared))
         noise = torch.randn(last + 1, *shape, generator=own).to(device)
         low, high = (dmd.low, dmd.high) if purpose == "student" else (0.002, 1.0)
-        t = self.schedule.draw_times(len(rows), low, high, own).to(device)
+        t = replace(self.schedule, shift=dmd.shift).draw_times(len(rows), low, high, own).to(device)
         copies = 3 if dmd.gan.student_weight > 0 else 1
         noises = torch.randn(copies, *shape, generator=own).to(device)
         real = None
