@@ -3,6 +3,7 @@ import sys
 import pytest
 import torch
 
+from qdm_pipeline.configuration import build, plain
 from qdm_pipeline.errors import InputError
 from qdm_pipeline.models.predictor import (
     Condition,
@@ -274,3 +275,9 @@ def test_only_absolute_positions_tell_the_places_of_equal_tokens_apart(attention
 
     assert spread() < 1e-5
     assert spread(absolute_positions=True) > 1e-2
+
+
+def test_a_model_of_before_absolute_positions_is_built_without():
+    stored = plain(make().config)
+    del stored["size"]["absolute_positions"]
+    assert QuantizedDiffusionPredictor(build(PredictorConfig, stored)).position_in is None
