@@ -1,9 +1,9 @@
 """The ablation of docs/distillation.md and a grid of codebooks, many runs beside each other; made for a GPU.
 
-``python -m benchmarks.ablation [--slots N] [--env ENV] [PARAMETER=VALUE ...]``, in a project whose clips are
-preprocessed: the nodes' own functions, each job in one of N processes that live on, what points share only
-once, in the directories where `kedro run` would do it. Needs no Kedro, MLflow or PyAV. Results are gathered
-in ``data/08_reporting`` as `kedro sweep` writes them: ``ablation/`` and ``codebooks/``.
+``python -m benchmarks.ablation [--slots N] [--env ENV] [--only KIND] [PARAMETER=VALUE ...]``, in a project whose
+clips are preprocessed: the nodes' own functions, each job in one of N processes that live on, what points share
+only once, in the directories where `kedro run` would do it. Needs no Kedro, MLflow or PyAV. Results are gathered
+in ``data/08_reporting`` as `kedro sweep` writes them: ``ablation/`` and ``codebooks/``, or one KIND of these.
 """
 
 import argparse
@@ -63,6 +63,9 @@ def ablation() -> list[Point]:
 def codebooks() -> list[Point]:
     """Every weight of the quantized loss with every size of the codebook."""
     return grid(CODEBOOKS)
+
+
+GRIDS = {"ablation": ablation, "codebooks": codebooks}
 
 
 def merged(base: Tree, change: Tree) -> Tree:
@@ -196,13 +199,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--slots", type=int, default=os.cpu_count())
     parser.add_argument("--env", default="local")
+    parser.add_argument("--only", choices=GRIDS)
     parser.add_argument("changes", nargs="*", metavar="PARAMETER=VALUE")
     asked = parser.parse_intermixed_args()
     parameters, points = configured(Path.cwd(), asked.env), grid(asked.changes)
     change = nested(points[0])
     if len(points) > 1 or change.keys() - parameters.keys():
         parser.error(f"{' '.join(asked.changes)}: wanted one value each, of parameters in conf/base")
-    kinds = {"ablation": ablation(), "codebooks": codebooks()}
+    kinds = {kind: points() for kind, points in GRIDS.items() if asked.only in (None, kind)}
     sys.exit(not run(Path.cwd(), kinds, merged(parameters, change), asked.slots))
 
 

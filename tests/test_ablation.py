@@ -29,7 +29,7 @@ def test_the_bench_meets_what_kedro_made_and_does_only_what_is_new(
     for module in (bench.train, bench.sample, bench.evaluate):
         monkeypatch.setattr(module, "run_job", module.run_job)
     monkeypatch.chdir(copy)
-    points = [{}, {"distill.critic_warmup": 0}, {"distill.dmd.times": [0.5, 0.5]}]
+    points = [{}, {"distill.student_optimizer.lr": "5e-5"}, {"distill.dmd.times": [0.5, 0.5]}]
     bench.run(copy, {"kind": points}, bench.configured(copy, "tiny"), slots=2)
     same, changed, failed = read_json(copy / "data/08_reporting/kind/sweep.json")
     assert [same["point"], changed["point"], failed["point"]] == points

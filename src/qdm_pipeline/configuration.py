@@ -63,7 +63,8 @@ def _convert(hint: Any, value: Any) -> Any:
         return build(hint, value)
     if get_origin(hint) is tuple:
         return tuple(_convert(get_args(hint)[0], item) for item in value)
-    return float(value) if hint is float and isinstance(value, int) else value  # 1 and 1.0 are one setting
+    # 1 and 1.0 are one setting; YAML reads 5e-5 as text
+    return float(value) if hint is float and isinstance(value, (int, str)) else value
 
 
 def plain(value: Any) -> Any:
