@@ -1,9 +1,10 @@
 """The ablation of docs/distillation.md and a grid of codebooks, many runs beside each other; made for a GPU.
 
-``python -m benchmarks.ablation [--slots N] [--env ENV] [--only KIND] [PARAMETER=VALUE ...]``, in a project whose
-clips are preprocessed: the nodes' own functions, each job in one of N processes that live on, what points share
-only once, in the directories where `kedro run` would do it. Needs no Kedro, MLflow or PyAV. Results are gathered
-in ``data/08_reporting`` as `kedro sweep` writes them: ``ablation/`` and ``codebooks/``, or one KIND of these.
+``python -m benchmarks.ablation [--slots N] [--env ENV] [--only KIND] [PARAMETER=VALUE ...]``, in a project
+whose clips are preprocessed: the nodes' own functions, each job in one of N processes that live on, what
+points share only once, in the directories where `kedro run` would do it. Needs no Kedro, MLflow or PyAV.
+Results are gathered in ``data/08_reporting`` as `kedro sweep` writes them: ``ablation/``, ``codebooks/``,
+or only one KIND.
 """
 
 import argparse
