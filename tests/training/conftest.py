@@ -153,13 +153,15 @@ def make_distill(latents, make_teacher, distill_settings, tmp_path):
 
 @pytest.fixture
 def make_trajectories(tmp_path):
-    """Eight straight lines from noise to noise + 3, kept at some times."""
+    """Straight lines from noise to noise + 3, kept at some times."""
 
-    def make(times, renoising):
-        noise = torch.randn(8, 3, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    def make(times, renoising, count=8):
+        noise = torch.randn(count, 3, 1, 2, 2, generator=torch.Generator().manual_seed(0))
         sample = noise + 3
-        kept = torch.stack([Schedule("flow").add_noise(sample, noise, torch.full((8,), t)) for t in times], 1)
-        tensors = {"latents": sample, "trajectory": kept, "labels": torch.arange(8) % 2}
+        kept = torch.stack(
+            [Schedule("flow").add_noise(sample, noise, torch.full((count,), t)) for t in times], 1
+        )
+        tensors = {"latents": sample, "trajectory": kept, "labels": torch.arange(count) % 2}
         folder = tmp_path / "trajectories"
         folder.mkdir(exist_ok=True)
         save_file(tensors, folder / "samples.safetensors")

@@ -23,12 +23,12 @@ def make_start(make_teacher, make_trajectories, distill_settings, tmp_path):
     exported.mkdir()
     make_teacher().export(exported)
 
-    def make(ranks=None, path="quantized", **changes):
+    def make(ranks=None, path="quantized", count=8, **changes):
         start = distill_settings({})["start"] | {"steps": 60} | changes
         parallel = dict(strategy="ddp", offload_teacher=False, compile=False)
         job = dict(start=start, times=TIMES, path=path, renoising="kept", precision="fp32", seed=0)
         settings = build(StartJob, job | {"recompute": "nothing", "parallel": parallel})
-        return StartTask(settings, exported, make_trajectories(TIMES, "kept"), ranks or Ranks())
+        return StartTask(settings, exported, make_trajectories(TIMES, "kept", count), ranks or Ranks())
 
     return make
 
@@ -80,6 +80,20 @@ def test_it_learns_the_trajectories(make_start, path):
     task = make_start(path=path)
     errors = [float(task.train_step(step)["error"]) for step in range(60)]
     assert sum(errors[-5:]) < 0.7 * sum(errors[:5])
+
+
+def test_an_error_of_trajectories_not_learnt_from_is_told(make_start):
+    task = make_start(count=33, log_every=3)
+    rows = task.held_out
+    assert rows.tolist() == [31, 32] and not set(rows.tolist()) & set(task.batches.rows(range(60)).tolist())
+    logged = [task.train_step(step) for step in range(6)]
+    assert [step for step, metrics in enumerate(logged) if "error_held_out" in metrics] == [2, 5]
+    x_t, target, condition = task.trajectories.at(rows, torch.tensor([1, 0]), torch.device("cpu"))
+    answer = task.student(x_t, torch.tensor([0.5, 1.0]), condition, "quantized")
+    assert float(logged[5]["error_held_out"]) == pytest.approx(
+        float((answer.x0 - target).square().mean().detach())
+    )
+    assert "error_held_out" not in make_start(count=15, log_every=1).train_step(0)
 
 
 def test_a_resumed_start_is_the_uninterrupted_one(make_start):

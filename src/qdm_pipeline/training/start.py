@@ -35,6 +35,8 @@ from qdm_pipeline.training.parallelize import (
 from qdm_pipeline.training.teacher import ScheduleSettings
 from qdm_pipeline.training.trajectories import Trajectories
 
+HELD_OUT = 16  # one of so many trajectories is not learnt from
+
 
 @settings
 class StartSettings:
@@ -100,9 +102,11 @@ class StartTask:
         student, self.stored = load_predictor(teacher)
         self.student = student.to(ranks.device).train().requires_grad_(True)
         self.student.recompute(job.recompute)
-        sizes = torch.zeros(len(trajectories), dtype=torch.int64)
+        learnt = len(trajectories) - len(trajectories) // HELD_OUT
+        self.held_out = torch.arange(learnt, len(trajectories))
+        one_size = torch.zeros(learnt, dtype=torch.int64)
         self.batches = Batches(
-            sizes, job.start.batch, job.start.micro_batch, job.seed, ranks.rank, ranks.world
+            one_size, job.start.batch, job.start.micro_batch, job.seed, ranks.rank, ranks.world
         )
         imitation = Imitation(self.student, job.path)
         spread(self.student, job.parallel, ranks, job.precision)
@@ -119,10 +123,8 @@ class StartTask:
         for micro in micros:
             draw = generator(job.seed, step, micro.number, "start")
             steps = torch.randint(len(job.times), (len(micro.rows),), generator=draw)
-            x_t, target, condition = self.trajectories.at(micro.rows, steps, device)
-            t = torch.tensor(job.times)[steps].to(device)
-            with sync(self.wrapped, self.ranks, micro is micros[-1]), autocast(device, job.precision):
-                error, commitment = self.wrapped(x_t, t, target, condition)
+            with sync(self.wrapped, self.ranks, micro is micros[-1]):
+                error, commitment = self._imitate(micro.rows, steps)
                 loss = error + self.settings.commitment_weight * commitment
                 self.optimizer.scale(loss / len(micros)).backward()
             totals += torch.stack([error, commitment]).detach() / len(micros)
@@ -130,7 +132,26 @@ class StartTask:
         taken, found = self.optimizer.step(step)
         if taken:
             self.ema.update(self.student, step)
-        return {"error": totals[0], "commitment": totals[1]} | found
+        told: dict[str, float | Tensor] = {"error": totals[0], "commitment": totals[1]}
+        if len(self.held_out) and ((step + 1) % self.log_every == 0 or step + 1 == self.steps):
+            told["error_held_out"] = self._held_out_error()
+        return told | found
+
+    def _imitate(self, rows: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+        device = self.ranks.device
+        x_t, target, condition = self.trajectories.at(rows, steps, device)
+        t = torch.tensor(self.job.times)[steps].to(device)
+        with autocast(device, self.job.precision):
+            error, commitment = self.wrapped(x_t, t, target, condition)
+        return error, commitment
+
+    @torch.no_grad()
+    def _held_out_error(self) -> Tensor:
+        """The error of trajectories that are not learnt from, each at one of the steps."""
+        total = torch.zeros((), device=self.ranks.device)
+        for rows in self.held_out.split(self.settings.micro_batch):  # the same on every rank
+            total += self._imitate(rows, rows % len(self.job.times))[0] * len(rows) / len(self.held_out)
+        return total
 
     def suspects(self, step: int) -> list[str]:
         """None: what is learnt is made by the teacher, not read from clips."""
