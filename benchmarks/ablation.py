@@ -41,6 +41,7 @@ from qdm_pipeline.training.teacher import TeacherSettings
 SEEDS = ("teacher", "distill", "teacher_samples", "teacher_few_step_samples", "student_samples")
 CHANGES = (
     "distill.dmd.times=[1.0],[1.0, 0.5]",
+    "distill.dmd.times=[1.0] distill.steps=120",
     "distill.dmd.path=continuous",
     "distill.dmd.codebook=ema",
     "distill.dmd.matching=jeffreys",

@@ -23,8 +23,9 @@ def cli() -> None:
 def sweep(axes: tuple[str, ...], pipelines: tuple[str, ...], env: str | None, each: bool) -> None:
     """Run a pipeline for every combination of parameters, or for each change alone, with all seeds.
 
-    Parameters joined by + move together; runs that differ in seeds only are averaged. Each combination is an
-    MLflow run under one parent; the table stands in data/08_reporting/sweep.md, the figure beside it.
+    Parameters joined by + move together, and "A=1 B=2" in quotes changes both at once; runs that differ in
+    seeds only are averaged. Each combination is an MLflow run under one parent; the table stands in
+    data/08_reporting/sweep.md, the figure beside it.
     """
     from qdm_pipeline import sweep as sweeps
     from qdm_pipeline.errors import InputError

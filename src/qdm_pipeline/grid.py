@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,23 +16,30 @@ Point = dict[str, Any]  # values by dotted parameter
 def grid(axes: Sequence[str], each: bool = False) -> list[Point]:
     """All points of axes such as ``distill.seed=0,1,2``; with ``each`` one change at a time.
 
-    ``a.seed+b.seed=0,1`` moves both together. With ``each`` the points are what is configured and, for every
-    value of every axis, what is configured but for it; all of them with all seeds. Values are YAML, so lists
-    are written in brackets. `InputError` for what is not of that form.
+    ``a.seed+b.seed=0,1`` moves both together, and ``a=1 b=2``, as one axis, changes both at once. With
+    ``each`` the points are what is configured and, for every value of every axis, what is configured but for
+    it; all of them with all seeds. Values are YAML, so lists are written in brackets. `InputError` for what
+    is not of that form.
     """
-    choices = []
-    for axis in axes:
-        names, equals, values = axis.partition("=")
-        try:
-            parsed = yaml.safe_load(f"[{values}]")
-        except yaml.YAMLError:
-            parsed = None
-        if not names or not equals or not parsed:
-            raise InputError(f"sweep: found {axis!r}, wanted PARAMETER=VALUE,VALUE with at least one value")
-        choices.append([dict.fromkeys(names.split("+"), value) for value in parsed])
+    choices = [_product([_choices(part) for part in re.split(r"\s+(?=[\w.+]+=)", axis)]) for axis in axes]
     if each:
         seeds = [choice for choice in choices if not _changes(choice[0])]
         choices = [*seeds, [{}, *(value for choice in choices for value in choice if _changes(value))]]
+    return _product(choices)
+
+
+def _choices(axis: str) -> list[Point]:
+    names, equals, values = axis.partition("=")
+    try:
+        parsed = yaml.safe_load(f"[{values}]")
+    except yaml.YAMLError:
+        parsed = None
+    if not names or not equals or not parsed:
+        raise InputError(f"sweep: found {axis!r}, wanted PARAMETER=VALUE,VALUE with at least one value")
+    return [dict.fromkeys(names.split("+"), value) for value in parsed]
+
+
+def _product(choices: Sequence[Sequence[Point]]) -> list[Point]:
     return [
         {name: value for part in parts for name, value in part.items()}
         for parts in itertools.product(*choices)

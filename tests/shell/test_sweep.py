@@ -36,6 +36,14 @@ def test_a_grid_is_every_combination_and_joined_parameters_move_together() -> No
     assert grids.nested(points[0]) == {"a": {"seed": 0}, "b": {"seed": 0, "times": [1.0]}}
 
 
+def test_an_axis_of_several_parameters_changes_them_at_once() -> None:
+    both = {"d.times": [1.0], "d.steps": 120}
+    assert grids.grid(["d.times=[1.0] d.steps=120"]) == [both]
+    points = grids.grid(["d.seed=0,1", "d.times=[1.0] d.steps=120", "d.steps=2"], each=True)
+    assert points == [{"d.seed": s} | change for s in (0, 1) for change in ({}, both, {"d.steps": 2})]
+    assert grids.grid([grids.say(both)]) == [both]
+
+
 def test_one_change_at_a_time_is_none_and_each_alone_with_all_seeds() -> None:
     points = grids.grid(["d.path=soft,continuous", "a.seed+b.seed=0,1", "d.steps=2"], each=True)
     changes = [{}, {"d.path": "soft"}, {"d.path": "continuous"}, {"d.steps": 2}]
@@ -45,7 +53,7 @@ def test_one_change_at_a_time_is_none_and_each_alone_with_all_seeds() -> None:
     assert grids.without_seeds(points[-1]) == "d.steps=2"
 
 
-@pytest.mark.parametrize("wrong", ["distill.seed", "distill.seed=", "=1", "a=[1"])
+@pytest.mark.parametrize("wrong", ["distill.seed", "distill.seed=", "=1", "a=[1", "a b=1", "a= b=1"])
 def test_what_is_no_axis_is_named(wrong: str) -> None:
     with pytest.raises(InputError, match=r"sweep: found .*wanted PARAMETER=VALUE"):
         grids.grid([wrong])
