@@ -23,8 +23,8 @@ def grid(axes: Sequence[str], each: bool = False) -> list[Point]:
     """
     choices = [_product([_choices(part) for part in re.split(r"\s+(?=[\w.+]+=)", axis)]) for axis in axes]
     if each:
-        seeds = [choice for choice in choices if not _changes(choice[0])]
-        choices = [*seeds, [{}, *(value for choice in choices for value in choice if _changes(value))]]
+        seeds = [choice for choice in choices if not changes(choice[0])]
+        choices = [*seeds, [{}, *(value for choice in choices for value in choice if changes(value))]]
     return _product(choices)
 
 
@@ -63,10 +63,11 @@ def say(point: Point) -> str:
     return " ".join(f"{name}={json.dumps(value)}" for name, value in point.items())
 
 
-def _changes(point: Point) -> Point:
+def changes(point: Point) -> Point:
+    """The point without its seeds."""
     return {name: value for name, value in point.items() if not name.endswith("seed")}
 
 
 def without_seeds(point: Point) -> str:
     """What distinguishes a point from others, seeds aside."""
-    return say(_changes(point)) or "as configured"
+    return say(changes(point)) or "as configured"

@@ -78,6 +78,39 @@ def test_runs_that_differ_in_seeds_are_averaged() -> None:
     assert "failed: d.seed=1 d.width=16: DivergenceError: collapse" in table
 
 
+def test_two_parameters_are_drawn_as_lines_over_the_one_with_more_values() -> None:
+    points = grids.grid(["d.seed=0,1", "a.size=8,16", "a.weight=0,0.5,1"])
+
+    def rows(size: int, weight: float, seed: int) -> list[dict[str, Any]]:
+        return [
+            {"name": "teacher", "nfe": 64, "frechet": 50.0, "accuracy": 0.9},
+            {"name": "student", "nfe": 4, "frechet": size * 100**weight + seed},
+            {"name": "real", "frechet": 1.0},
+        ]
+
+    results = [
+        sweep_table.Result(point, None, rows(point["a.size"], point["a.weight"], point["d.seed"]))
+        for point in points
+    ]
+    results[-1] = sweep_table.Result(points[-1], "DivergenceError: collapse", [])
+    results[5] = sweep_table.Result(points[5], "DivergenceError: collapse", [])
+    panels = {axis.get_title(loc="left"): axis for axis in sweep_table.figure(results).axes}
+    assert list(panels) == ["teacher: frechet", "teacher: accuracy", "student: frechet", "student: accuracy"]
+    drawn = panels["student: frechet"]
+    assert {line.get_label(): list(map(float, line.get_ydata())) for line in drawn.get_lines()} == {
+        "a.size=8": [8.5, 80.5, 800.5], "a.size=16": [16.5, 160.5],
+    }  # fmt: skip
+    assert [tick.get_text() for tick in drawn.get_xticklabels()] == ["0", "0.5", "1"]
+    assert drawn.get_xlabel() == "a.weight" and drawn.get_yscale() == "log"
+    assert panels["teacher: frechet"].get_yscale() == "linear"
+    one_axis = [sweep_table.Result({"a.size": size}, None, results[0].rows) for size in (8, 16)]
+    assert [axis.get_title(loc="left") for axis in sweep_table.figure(one_axis).axes] == [
+        "frechet",
+        "accuracy",
+    ]
+    assert sweep_table.figure([results[-1]]).axes
+
+
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(ROOT / "conf", tmp_path / "conf", ignore=shutil.ignore_patterns("local"))

@@ -1,5 +1,6 @@
 """Figures for the report and for Kedro-Viz."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,8 +29,7 @@ def curves_figure(rows: Sequence[Mapping[str, float]], columns: int = 4) -> Figu
         axis.plot(steps, values, color=MAIN, linewidth=1.4)
         axis.set_title(name.replace("_", " "), loc="left", fontsize=9, color=INK)
         axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        if values and min(values) > 0 and max(values) > 30 * min(values):
-            axis.set_yscale("log")
+        _logarithmic_if_wide(axis, values)
     return figure
 
 
@@ -152,6 +152,37 @@ def sweep_figure(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> F
     return figure
 
 
+def plane_figure(rows: Sequence[tuple[Mapping[str, Any], str, str]], columns: Sequence[str]) -> Figure:
+    """A panel a set of samples and column: values (mean, least, most) over a parameter, a line for another's.
+
+    ``rows``: what `sweep_figure` takes, and where it belongs, as in ``("a=1", "b=2")``. An upright axis is
+    logarithmic where values span more than a factor of 30.
+    """
+    names, across, lines = (
+        list(dict.fromkeys(each))
+        for each in zip(*((row["name"], *place) for row, *place in rows), strict=True)
+    )
+    figure, axes = _grid(len(names) * len(columns), len(columns), width=5.5, height=2.4)
+    for (name, column), axis in zip(itertools.product(names, columns), axes, strict=True):
+        for index, line in enumerate(lines):
+            points = [
+                (across.index(place), *row[column])
+                for row, place, other in rows
+                if (row["name"], other) == (name, line) and column in row
+            ]
+            places, middle, low, high = zip(*sorted(points), strict=True) if points else ((),) * 4
+            alpha = (index + 1) / len(lines)
+            axis.plot(places, middle, "o-", color=MAIN, alpha=alpha, linewidth=1.4, markersize=4, label=line)
+            axis.vlines(places, low, high, color=MAIN, alpha=alpha / 2, linewidth=2)
+        values = [row[column][0] for row, *_ in rows if row["name"] == name and column in row]
+        _logarithmic_if_wide(axis, values)
+        axis.set_xticks(range(len(across)), [place.partition("=")[2] for place in across])
+        axis.set_xlabel(across[0].partition("=")[0], fontsize=8, color=MUTED)
+        axis.set_title(f"{name}: {column}", loc="left", fontsize=9, color=INK)
+    axes[0].legend(frameon=False, fontsize=7.5, labelcolor=INK)
+    return figure
+
+
 def _grid(count: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
     lines = max(1, -(-count // columns))
     columns = min(columns, max(count, 1))
@@ -160,6 +191,11 @@ def _grid(count: int, columns: int, width: float, height: float) -> tuple[Figure
     for axis in axes:
         _style(axis)
     return figure, axes
+
+
+def _logarithmic_if_wide(axis: Axes, values: Sequence[float]) -> None:
+    if values and min(values) > 0 and max(values) > 30 * min(values):
+        axis.set_yscale("log")
 
 
 def _style(axis: Axes) -> None:

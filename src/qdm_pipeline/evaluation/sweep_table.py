@@ -9,9 +9,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from qdm_pipeline.evaluation.figures import sweep_figure
+from qdm_pipeline.evaluation.figures import plane_figure, sweep_figure
 from qdm_pipeline.files import write_atomic, write_json
-from qdm_pipeline.grid import Point, say, without_seeds
+from qdm_pipeline.grid import Point, changes, say, without_seeds
 
 COLUMNS = (
     "nfe",
@@ -45,6 +45,10 @@ def write(folder: Path, results: Sequence[Result]) -> list[Path]:
 
 def summary(results: Sequence[Result]) -> list[dict[str, Any]]:
     """One row for each point and set of samples: mean, least and most of every column over the seeds."""
+    return sorted(_once(_averages(results)), key=lambda row: str(row["name"]))
+
+
+def _averages(results: Sequence[Result]) -> list[dict[str, Any]]:
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for result in results:
         for row in result.rows:
@@ -54,7 +58,7 @@ def summary(results: Sequence[Result]) -> list[dict[str, Any]]:
         values = {column: [row[column] for row in rows if row.get(column) is not None] for column in COLUMNS}
         found = {column: (mean(each), min(each), max(each)) for column, each in values.items() if each}
         made.append({"name": name, "point": point, "runs": len(rows), **found})
-    return sorted(_once(made), key=lambda row: str(row["name"]))
+    return made
 
 
 def _once(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -90,6 +94,16 @@ def _cell(value: tuple[float, float, float] | None) -> str:
 
 
 def figure(results: Sequence[Result]) -> Figure:
-    """Distance and accuracy of every set of samples that was made by a model, over the points of the grid."""
-    rows = [row for row in summary(results) if row.get("nfe")]
-    return sweep_figure(rows, ("frechet", "accuracy"))
+    """Distance and accuracy of every set of samples that was made by a model, over the points of the grid.
+
+    Where two parameters were changed, lines over the one with more values.
+    """
+    points = {without_seeds(result.point): changes(result.point) for result in results if result.rows}
+    names = list(dict.fromkeys(name for point in points.values() for name in point))
+    if len(names) == 2 and all(len(point) == 2 for point in points.values()):
+        said = {name: [say({name: point[name]}) for point in points.values()] for name in names}
+        across, lines = sorted(names, key=lambda name: -len(set(said[name])))
+        place = dict(zip(points, zip(said[across], said[lines], strict=True), strict=True))
+        placed = [(row, *place[row["point"]]) for row in _averages(results) if row.get("nfe")]
+        return plane_figure(placed, ("frechet", "accuracy"))
+    return sweep_figure([row for row in summary(results) if row.get("nfe")], ("frechet", "accuracy"))
