@@ -177,6 +177,7 @@ def test_rows_have_the_schema_and_the_numbers_that_are_known(
     assert 5 < rows["reconstruction"]["psnr"] < 40
     assert all(row["frechet_limit_low"] <= row["frechet_limit"] <= row["frechet"] for row in rows.values())
     assert rows["student"]["recall"] == 0  # one clip, 24 times
+    assert 0 < rows["real"]["patches"] < rows["noise"]["patches"]
     assert rows["noise"]["motion_distance"] > 0 and 1 <= rows["real"]["class_score"] <= 3
     assert rows["teacher"]["bits_per_second"] == pytest.approx(8 * 2 * 8 / 5)  # 8 tokens of 2 bits, 8 fps
     assert rows["teacher"]["entropy_bits_per_second"] == pytest.approx(8 * 2 * 8 / 5)
@@ -293,7 +294,7 @@ def test_copies_of_train_clips_are_found() -> None:
     def seen(features: Tensor) -> Observation:
         nothing = torch.zeros(60, 0)
         blocks = torch.zeros(60, dtype=torch.long)
-        return Observation(features, features, nothing, nothing, blocks, blocks, 1, 1)
+        return Observation(features, features, nothing, nothing, nothing[:, None], blocks, blocks, 1, 1)
 
     assert memorisation(seen(test), seen(test), train) == 1
     assert memorisation(seen(fresh), seen(test), train) == pytest.approx(1, abs=0.3)

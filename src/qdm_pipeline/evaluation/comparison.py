@@ -7,7 +7,10 @@ from typing import Any
 from qdm_pipeline.errors import InputError
 from qdm_pipeline.files import read_json
 
-COLUMNS = ("nfe", "frechet", "frechet_limit", "kernel", "accuracy", "precision", "recall", "motion_distance")
+COLUMNS = (
+    "nfe", "frechet", "frechet_limit", "kernel", "patches",
+    "accuracy", "precision", "recall", "motion_distance",
+)  # fmt: skip
 
 
 def comparison(files: Sequence[Path]) -> str:

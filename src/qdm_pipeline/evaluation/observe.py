@@ -11,9 +11,10 @@ from torch import Tensor
 
 from qdm_pipeline.evaluation.extractors import Extractor
 from qdm_pipeline.evaluation.features import VideoClassifier
-from qdm_pipeline.evaluation.frechet import Gaussian, leave_out
+from qdm_pipeline.evaluation.frechet import Gaussian, Moments, leave_out
 from qdm_pipeline.evaluation.intervals import random_blocks
 from qdm_pipeline.evaluation.motion import motion
+from qdm_pipeline.evaluation.patches import patches
 from qdm_pipeline.evaluation.readers import Reader
 from qdm_pipeline.files import digest_json, write_atomic
 from qdm_pipeline.randomness import generator
@@ -21,20 +22,23 @@ from qdm_pipeline.ranks import Ranks
 from qdm_pipeline.video.autoencoder import to_float
 
 Table = dict[str, Tensor]  # columns of one length
+TABLE = 2  # of its columns: another number, and what was kept is looked at again
 
 
 @dataclass(frozen=True)
 class Observation:
     """Of N videos: features [N, D], those of the first frame held still [N, D], class logits [N, K].
 
-    ``motion`` [N, 2] as in `motion.motion`, ``labels`` int64 [N] what was asked for (-1: nothing),
-    ``block_of`` int64 [N] which of the ``blocks`` of the jack-knife each is in; ``ddof`` of covariances.
+    ``motion`` [N, 2] and ``patches`` [N, P, S] as their modules say, ``labels`` int64 [N] what was asked for
+    (-1: nothing), ``block_of`` int64 [N] which of the ``blocks`` of the jack-knife each is in; ``ddof`` of
+    covariances.
     """
 
     features: Tensor
     stills: Tensor
     logits: Tensor
     motion: Tensor
+    patches: Tensor
     labels: Tensor
     block_of: Tensor
     blocks: int
@@ -44,6 +48,14 @@ class Observation:
     def gaussians(self) -> list[Gaussian]:
         """Of the features: of all videos, then without each block."""
         return leave_out(self.features, self.block_of, self.blocks, self.ddof)
+
+    @cached_property
+    def close_up(self) -> Gaussian:
+        """Of the patches of all videos, intensities in [0, 1]."""
+        moments = Moments.empty(self.patches.shape[2])
+        for some in self.patches.split(1000):
+            moments = moments.add(some.flatten(0, 1).double() / 255)
+        return Gaussian.of_moments(moments)
 
     @property
     def accuracy(self) -> float | None:
@@ -111,12 +123,13 @@ class Observer:
             "stills": self.extractor(still),
             "logits": logits.cpu(),
             "motion": motion(video),
+            "patches": patches(video),
         }
 
     def _cached(self, key: object, compute: Callable[[], Table]) -> Table:
         if key is None:
             return compute()
-        name = digest_json([key, self.digests, self.batch])
+        name = digest_json([key, self.digests, self.batch, TABLE])
         file = self.cache / f"{name[:16]}.safetensors"
         found = self.ranks.gather(load_file(file) if self.ranks.is_main and file.exists() else None)[0]
         if found is None:

@@ -31,6 +31,7 @@ BEST = {
     "frechet_limit": min,
     "kernel": min,
     "first_frame": min,
+    "patches": min,
     "motion_distance": min,
     **dict.fromkeys(("precision", "recall", "density", "coverage", "class_score"), max),
 }

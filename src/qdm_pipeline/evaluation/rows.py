@@ -25,7 +25,7 @@ COLUMNS = (
     "latent_mean", "latent_std", "psnr", "seconds_per_clip", "count",
     "frechet_limit", "frechet_limit_low", "frechet_limit_high", "kernel", "kernel_low", "kernel_high",
     "precision", "recall", "density", "coverage", "class_score", "class_score_split", "first_frame",
-    "motion", "motion_distance", "flicker", "nearest_train",
+    "patches", "motion", "motion_distance", "flicker", "nearest_train",
     "bits_per_second", "entropy_bits_per_second", "compression", "mebibytes_per_clip",
 )  # fmt: skip
 
@@ -42,6 +42,7 @@ def compare(
     found |= _ends("frechet", as_it_is) | _ends("frechet_limit", limit) | _ends("kernel", kernel)
     stills = [Gaussian.of_features(each.stills, each.ddof) for each in (seen, reference)]
     found["first_frame"] = distance(*stills)
+    found["patches"] = distance(seen.close_up, reference.close_up)
     if min(len(seen.labels), len(reference.labels)) > neighbours:
         found |= vars(manifolds(reference.features, seen.features, neighbours))
     if seen.logits.shape[1]:

@@ -16,6 +16,7 @@ from qdm_pipeline.grid import Point, changes, say, without_seeds
 COLUMNS = (
     "nfe",
     "frechet",
+    "patches",
     "accuracy",
     "recall",
     "utilization",
