@@ -8,9 +8,11 @@ from scipy.linalg import sqrtm
 
 from qdm_pipeline.errors import InputError
 from qdm_pipeline.evaluation.frechet import (
+    Gaussian,
     Moments,
     frechet_distance,
     frechet_with_interval,
+    furthest,
 )
 from qdm_pipeline.evaluation.intervals import random_blocks
 
@@ -113,3 +115,14 @@ def test_the_interval_covers_another_draw_of_the_same_size() -> None:
     held = sum(estimate.low <= truth <= estimate.high for estimate in estimates)
     assert 51 <= held <= 60
     assert all(estimate.low < estimate.value < estimate.high for estimate in estimates)
+
+
+def test_the_furthest_sample_is_found_and_its_share_of_the_distance_known() -> None:
+    real = torch.randn(200, 8, generator=seeded(1), dtype=torch.float64)
+    samples = torch.cat([real, real.mean(0, keepdim=True)])
+    samples[77] = real.mean(0) + torch.tensor([60.0] + [0] * 7)
+    position, without = furthest(samples, Gaussian.of_features(real))
+    assert position == 77
+    others = moments(samples[torch.arange(201) != 77])
+    assert without == pytest.approx(frechet_distance(others, moments(real)), rel=1e-9)
+    assert frechet_distance(moments(samples), moments(real)) > 10 and without < 0.1

@@ -16,6 +16,7 @@ from qdm_pipeline.evaluation.readers import latent_reader, reconstruction_reader
 from qdm_pipeline.evaluation.real import RealClips, make_observer
 from qdm_pipeline.evaluation.rows import compare, memorisation, sampling_facts
 from qdm_pipeline.evaluation.sample_set import SampleSet, latent_moments
+from qdm_pipeline.evaluation.warnings import warnings
 from qdm_pipeline.ranks import Ranks
 
 __all__ = ["Data", "EvaluationSettings", "evaluate", "labels_of"]
@@ -24,8 +25,6 @@ logger = logging.getLogger(__name__)
 
 Decoder = Callable[[Tensor], Tensor]  # codes int [B, G, T, H, W] -> latents [B, C, T, H, W]
 
-
-ENOUGH = 1.5  # clips over features: with as many as features the extrapolation is still far off
 RESERVED = ("real", "reconstruction", "shuffled", "noise")
 
 
@@ -74,6 +73,9 @@ def evaluate(
     error = mean_squared_error(reconstructions, real.originals, len(real.test), settings.batch, ranks)
     seen = observer.observe(reconstructions, real.reference.labels)
     rows.append(row("reconstruction", seen) | {"psnr": psnr(error)} | copies(seen))
+    said = warnings(rows, *real.reference.features.shape)
+    for line in said if ranks.is_main else ():
+        logger.warning(line)
     return {
         "metric": observer.extractor.metric_name(shape, len(real.test)),
         "extractor": observer.extractor.facts(),
@@ -83,23 +85,8 @@ def evaluate(
         "rows": rows,
         "corruptions": real.corruptions(),
         "code_dropout": real.code_dropout(),
-        "warnings": _warnings(rows, real.reference, ranks),
+        "warnings": said,
     }
-
-
-def _warnings(rows: Sequence[Mapping[str, Any]], reference: Observation, ranks: Ranks) -> list[str]:
-    """One line for every set that is too small for its distance; logged, too."""
-    dimension = reference.features.shape[1]
-    counts = {row["name"]: row["count"] for row in rows} | {"the test split": len(reference.labels)}
-    found = [
-        f"{name}: {count} clips for {dimension} features: its Fréchet distance is far above its limit, and "
-        f"the extrapolated one not to be relied on"
-        for name, count in counts.items()
-        if count < ENOUGH * dimension
-    ]
-    for line in found if ranks.is_main else ():
-        logger.warning(line)
-    return found
 
 
 def _check(sets: Sequence[SampleSet], data: Data, decoders: Mapping[str, Decoder]) -> None:

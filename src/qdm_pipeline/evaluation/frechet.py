@@ -172,6 +172,16 @@ def leave_out(features: Tensor, block_of: Tensor, blocks: int, ddof: int = 1) ->
     return [Gaussian.of_features(part, ddof) for part in parts]
 
 
+def furthest(features: Tensor, reference: Gaussian, ddof: int = 1) -> tuple[int, float]:
+    """Which of ``features`` [N, D] is furthest from the mean of ``reference``, and the distance without it.
+
+    Covariances are means of squares: one sample that is far out can make half of a distance.
+    """
+    position = int((features.detach().cpu().double() - reference.mean).square().sum(1).argmax())
+    others = torch.cat([features[:position], features[position + 1 :]])
+    return position, distance(Gaussian.of_features(others, ddof), reference)
+
+
 def _not_negative(estimate: Estimate) -> Estimate:
     return replace(estimate, low=max(0.0, estimate.low))
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qdm_pipeline.evaluation.class_score import class_score
-from qdm_pipeline.evaluation.frechet import Gaussian, distance, frechet_estimates
+from qdm_pipeline.evaluation.frechet import Gaussian, distance, frechet_estimates, furthest
 from qdm_pipeline.evaluation.intervals import Estimate, random_blocks
 from qdm_pipeline.evaluation.kernel import kernel_distance
 from qdm_pipeline.evaluation.motion import wasserstein
@@ -20,7 +20,8 @@ from qdm_pipeline.randomness import generator
 
 # Every row has all of these; None where a value has no meaning. docs/evaluation.md says what each is.
 COLUMNS = (
-    "name", "nfe", "steps", "guidance", "frechet", "frechet_low", "frechet_high", "accuracy",
+    "name", "nfe", "steps", "guidance", "frechet", "frechet_low", "frechet_high",
+    "furthest", "frechet_without", "accuracy",
     "utilization", "utilization_tokens", "utilization_ceiling", "perplexity", "codebook_size",
     "latent_mean", "latent_std", "psnr", "seconds_per_clip", "count",
     "frechet_limit", "frechet_limit_low", "frechet_limit_high", "kernel", "kernel_low", "kernel_high",
@@ -40,6 +41,7 @@ def compare(
         seen.features, reference.features, seen.block_of, reference.block_of, seen.blocks
     )
     found |= _ends("frechet", as_it_is) | _ends("frechet_limit", limit) | _ends("kernel", kernel)
+    found["furthest"], found["frechet_without"] = furthest(seen.features, reference.gaussians[0], seen.ddof)
     stills = [Gaussian.of_features(each.stills, each.ddof) for each in (seen, reference)]
     found["first_frame"] = distance(*stills)
     found["patches"] = distance(seen.close_up, reference.close_up)
