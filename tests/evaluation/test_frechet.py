@@ -11,6 +11,7 @@ from qdm_pipeline.evaluation.frechet import (
     Gaussian,
     Moments,
     frechet_distance,
+    frechet_trimmed,
     frechet_with_interval,
     furthest,
 )
@@ -126,3 +127,16 @@ def test_the_furthest_sample_is_found_and_its_share_of_the_distance_known() -> N
     others = moments(samples[torch.arange(201) != 77])
     assert without == pytest.approx(frechet_distance(others, moments(real)), rel=1e-9)
     assert frechet_distance(moments(samples), moments(real)) > 10 and without < 0.1
+
+
+def test_trimmed_one_sample_far_out_raises_no_distance() -> None:
+    real, samples = (torch.randn(200, 8, generator=seeded(seed), dtype=torch.float64) for seed in (2, 3))
+    spoilt = samples.clone()
+    spoilt[77, 0] = 60
+    reference, clean, with_it = ([moments(part) for part in x.split(20)] for x in (real, samples, spoilt))
+    without = moments(torch.cat([samples[:60], samples[80:]]))
+    assert frechet_trimmed(with_it, reference) == pytest.approx(
+        frechet_distance(without, moments(real)), rel=1e-9
+    )
+    assert frechet_trimmed(clean, reference) <= frechet_trimmed(with_it, reference)
+    assert frechet_distance(moments(spoilt), moments(real)) > 10 > frechet_trimmed(with_it, reference)

@@ -156,6 +156,12 @@ def frechet_with_interval(a: Sequence[Moments], b: Sequence[Moments], ddof: int 
     return _not_negative(jackknife(value, torch.tensor(left_out, dtype=torch.float64)))
 
 
+def frechet_trimmed(a: Sequence[Moments], b: Sequence[Moments], ddof: int = 1) -> float:
+    """Least distance from all of ``b`` with one block of ``a`` left out: one sample far out does not raise it."""
+    whole = reduce(Moments.merge, b)
+    return min(frechet_distance(_without(a, k), whole, ddof) for k in range(len(a)))
+
+
 def frechet_estimates(a: Sequence[Gaussian], b: Sequence[Gaussian]) -> tuple[Estimate, Estimate]:
     """Distance as it is and extrapolated to infinitely many samples.
 

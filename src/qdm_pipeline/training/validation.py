@@ -12,7 +12,7 @@ from qdm_pipeline.diffusion.sampler import Sampler
 from qdm_pipeline.diffusion.schedule import Schedule
 from qdm_pipeline.evaluation.evaluate import labels_of
 from qdm_pipeline.evaluation.features import VideoClassifier
-from qdm_pipeline.evaluation.frechet import frechet_with_interval
+from qdm_pipeline.evaluation.frechet import frechet_trimmed, frechet_with_interval
 from qdm_pipeline.evaluation.judge import Judge
 from qdm_pipeline.evaluation.readers import clip_reader
 from qdm_pipeline.models.precision import Precision, autocast
@@ -38,7 +38,9 @@ class ValidationSettings:
 
     every: int  # updates of the student
     samples: int
-    keep: Literal["frechet", "accuracy", "last"]  # the best student by this metric is exported
+    keep: Literal[
+        "frechet", "frechet_trimmed", "accuracy", "last"
+    ]  # the best student by this metric is exported
 
     def __post_init__(self) -> None:
         for name, least in (("every", 1), ("samples", LEAST)):
@@ -102,6 +104,7 @@ class Validation:
             "frechet": distance.value,
             "frechet_low": distance.low,
             "frechet_high": distance.high,
+            "frechet_trimmed": frechet_trimmed(tally.blocks, self.reference.blocks),
             "accuracy": tally.accuracy,
             "utilization": found.utilization,
             "latent_mean": found.mean,
