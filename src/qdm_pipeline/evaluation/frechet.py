@@ -157,7 +157,7 @@ def frechet_with_interval(a: Sequence[Moments], b: Sequence[Moments], ddof: int 
 
 
 def frechet_trimmed(a: Sequence[Moments], b: Sequence[Moments], ddof: int = 1) -> float:
-    """Least distance from all of ``b`` with one block of ``a`` left out: one sample far out does not raise it."""
+    """Least distance from all of ``b`` with a block of ``a`` left out, so that one sample cannot raise it."""
     whole = reduce(Moments.merge, b)
     return min(frechet_distance(_without(a, k), whole, ddof) for k in range(len(a)))
 
