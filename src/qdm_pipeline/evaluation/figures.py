@@ -13,13 +13,14 @@ from torch import Tensor
 
 # The report replaces these by colours that fit its light and its dark theme.
 INK, MUTED, GRID, MAIN, SECOND = "#30363f", "#7d8590", "#dde1e6", "#2f6fde", "#d9730d"
+WIDE = 10  # most over least, from where on an axis is logarithmic
 REFERENCES = ("real", "shuffled", "noise", "reconstruction")  # rows that no model made
 
 
 def curves_figure(rows: Sequence[Mapping[str, float]], columns: int = 4) -> Figure:
     """Every metric of a training run over its steps, one small chart each; ``rows`` as in `Run.metrics`.
 
-    Positive metrics that span more than a factor of 10 get a logarithmic axis.
+    Positive metrics that span more than a factor of `WIDE` get a logarithmic axis.
     """
     names = list(dict.fromkeys(name for row in rows for name in row if name != "step"))
     figure, axes = _grid(len(names), columns, width=2.75, height=1.8)
@@ -57,10 +58,10 @@ def codebook_figure(usage: Mapping[str, Tensor], columns: int = 4) -> Figure:
 def distance_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Fréchet distance of every row with its 95 % interval; shaded below the floor of real clips.
 
-    The axis is logarithmic where the distances span more than a factor of 10.
+    The axis is logarithmic where the distances span more than a factor of `WIDE`.
     """
     distances = [max(row["frechet"], 1e-9) for row in rows]
-    wide = max(distances) > 30 * min(distances)
+    wide = max(distances) > WIDE * min(distances)
     start = min(distances) / 3 if wide else 0
     figure = Figure(figsize=(11, 0.42 * len(rows) + 0.7), layout="constrained")
     axis = figure.add_subplot()
@@ -156,7 +157,7 @@ def plane_figure(rows: Sequence[tuple[Mapping[str, Any], str, str]], columns: Se
     """A panel a set of samples and column: values (mean, least, most) over a parameter, a line for another's.
 
     ``rows``: what `sweep_figure` takes, and where it belongs, as in ``("a=1", "b=2")``. An upright axis is
-    logarithmic where values span more than a factor of 10.
+    logarithmic where values span more than a factor of `WIDE`.
     """
     names, across, lines = (
         list(dict.fromkeys(each))
@@ -194,7 +195,7 @@ def _grid(count: int, columns: int, width: float, height: float) -> tuple[Figure
 
 
 def _logarithmic_if_wide(axis: Axes, values: Sequence[float]) -> None:
-    if values and min(values) > 0 and max(values) > 10 * min(values):
+    if values and min(values) > 0 and max(values) > WIDE * min(values):
         axis.set_yscale("log")
 
 

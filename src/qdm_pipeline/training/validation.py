@@ -38,9 +38,7 @@ class ValidationSettings:
 
     every: int  # updates of the student
     samples: int
-    keep: Literal[
-        "frechet", "frechet_trimmed", "accuracy", "last"
-    ]  # the best student by this metric is exported
+    keep: Literal["frechet", "frechet_trimmed", "accuracy", "last"]  # the best student by it is exported
 
     def __post_init__(self) -> None:
         for name, least in (("every", 1), ("samples", LEAST)):
