@@ -18,7 +18,7 @@ def test_the_same_way_as_torch_as_far_as_bfloat16_can_tell(monkeypatch, bfloat16
     start = [torch.randn(shape, generator=draw) for shape in SHAPES]
     ours, theirs = ([nn.Parameter(value.clone()) for value in start] for _ in range(2))
     optimizers = (
-        Muon(ours, 0.02, momentum=0.95, weight_decay=0.1, ranks=Ranks()),
+        Muon(ours, 0.02, momentum=0.95, weight_decay=0.1, precision="auto", ranks=Ranks()),
         torch.optim.Muon(theirs, 0.02, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
     )
     for _ in range(5):
@@ -31,12 +31,19 @@ def test_the_same_way_as_torch_as_far_as_bfloat16_can_tell(monkeypatch, bfloat16
         assert (a - b).norm() < 0.02 * (a - first).norm()
 
 
-def test_singular_vectors_stay_and_values_come_near_one(monkeypatch):
-    monkeypatch.setattr(muon, "multiplies_bfloat16", lambda device: False)
+def test_float32_stays_float32_where_the_hardware_multiplies_bfloat16(monkeypatch):
+    monkeypatch.setattr(muon, "multiplies_bfloat16", lambda device: True)
+    matrices = torch.randn(2, 16, 16, generator=torch.Generator().manual_seed(0))
+    true = orthogonalised(matrices.double(), "fp32")
+    assert (orthogonalised(matrices, "fp32") - true).abs().max() < 1e-5
+    assert (orthogonalised(matrices, "auto") - true).abs().max() > 1e-4
+
+
+def test_singular_vectors_stay_and_values_come_near_one():
     matrices = torch.randn(3, 12, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     u, _, vh = torch.linalg.svd(matrices, full_matrices=False)
     for tall in (False, True):
-        made = orthogonalised(matrices.mT if tall else matrices)
+        made = orthogonalised(matrices.mT if tall else matrices, "fp32")
         inner = u.mT @ (made.mT if tall else made) @ vh.mT
         values = inner.diagonal(dim1=1, dim2=2)
         assert (inner - torch.diag_embed(values)).abs().max() < 1e-9
@@ -50,12 +57,12 @@ def test_parameters_without_gradient_stay_and_the_state_resumes():
 
     whole, parts = parameters(), parameters()
     gradient = torch.randn(8, 4, generator=torch.Generator().manual_seed(2))
-    optimizers = [Muon(each, 0.1, momentum=0.9, weight_decay=0.0, ranks=Ranks()) for each in (whole, parts)]
+    optimizers = [Muon(each, 0.1, 0.9, 0.0, "fp32", Ranks()) for each in (whole, parts)]
     for step in range(4):
         whole[0].grad, parts[0].grad = (gradient * (step + 1) for _ in range(2))
         optimizers[0].step()
         if step == 2:
-            resumed = Muon(parts, 0.1, momentum=0.9, weight_decay=0.0, ranks=Ranks())
+            resumed = Muon(parts, 0.1, 0.9, 0.0, "fp32", Ranks())
             resumed.load_state_dict(optimizers[1].state_dict())
             optimizers[1] = resumed
         optimizers[1].step()
@@ -81,7 +88,7 @@ def test_the_shares_of_all_ranks_are_what_one_process_finds(world):
         parameters = [nn.Parameter(torch.randn(shape, generator=draw)) for shape in (*SHAPES, *SHAPES)]
         for parameter in parameters:
             parameter.grad = torch.randn(parameter.shape, generator=draw)
-        Muon(parameters, 0.1, 0.9, 0.0, ranks).step()
+        Muon(parameters, 0.1, 0.9, 0.0, "fp32", ranks).step()
     alone, *shares = ([*ranks.summed] for ranks in everyone)
     assert len(alone) == 3
     for whole, *parts in zip(alone, *shares, strict=True):

@@ -65,7 +65,7 @@ class Optimizer:
         ]
         if hidden and settings.muon_lr:
             # at equal steps it reaches a clearly lower loss, see docs/decisions.md
-            self.optimizers.append(Muon(hidden, settings.muon_lr, 0.95, decay, ranks))
+            self.optimizers.append(Muon(hidden, settings.muon_lr, 0.95, decay, precision, ranks))
         self._peak = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
 
     def step(self, step: int) -> Update:
