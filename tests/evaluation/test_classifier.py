@@ -12,12 +12,14 @@ from qdm_pipeline.evaluation.classifier_task import ClassifierSettings, Classifi
 from qdm_pipeline.evaluation.features import ClassifierConfig, VideoClassifier, load_classifier
 from qdm_pipeline.ranks import Ranks
 from qdm_pipeline.retention import Retention
+from qdm_pipeline.video.autoencoder import to_float
 from qdm_pipeline.video.shards import ShardSet, write_shards
 
 SETTINGS = ClassifierSettings(
     width=8,
     features=16,
     differences=True,
+    bound=4.0,
     steps=50,
     batch=16,
     micro_batch=16,
@@ -58,14 +60,18 @@ def make_clips(directory: Path, labelled: bool) -> ShardSet:
 
 
 def test_learns_two_classes_and_loads_the_same(tmp_path: Path) -> None:
-    task = ClassifierTask(SETTINGS, make_clips(tmp_path / "clips", labelled=True), Ranks())
+    clips = make_clips(tmp_path / "clips", labelled=True)
+    task = ClassifierTask(SETTINGS, clips, Ranks())
     for step in range(task.steps):
         metrics = task.train_step(step)
     assert set(metrics) >= {"loss", "class_loss", "class_accuracy", "transform_loss", "learning_rate"}
     metadata = task.export(tmp_path)
-    assert metadata["features"] == "classifier-2plus1d-diff-16d"
+    assert metadata["features"] == "classifier-2plus1d-diff-16d-bound4"
     assert metadata["accuracy"]["validation"] >= 0.9
     assert metadata["accuracy"]["test"] >= 0.9
+    with torch.no_grad():
+        embeddings = task.model.embed(to_float(clips.gather("video", clips.rows("train"))))
+    torch.testing.assert_close(task.model.mean, embeddings.mean(0), rtol=1e-4, atol=1e-5)
     loaded = load_classifier(tmp_path)
     assert loaded.config.classes == ("upright", "lying")
     video = torch.rand(2, 3, 3, 16, 16)
@@ -78,7 +84,7 @@ def test_clips_without_labels_train_by_their_transforms(tmp_path: Path) -> None:
     task = ClassifierTask(SETTINGS, make_clips(tmp_path / "clips", labelled=False), Ranks())
     assert "class_loss" not in task.train_step(0)
     metadata = task.export(tmp_path)
-    assert metadata["features"] == "selfsup-2plus1d-diff-16d"
+    assert metadata["features"] == "selfsup-2plus1d-diff-16d-bound4"
     assert metadata["accuracy"] == {"validation": None, "test": None}
     assert load_classifier(tmp_path)(torch.zeros(2, 3, 3, 16, 16))[1].shape == (2, 0)
 
@@ -98,13 +104,37 @@ def test_a_resume_continues_bit_for_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shape", [(1, 16, 16), (2, 24, 40), (9, 32, 32), (17, 16, 64)])
 def test_takes_clips_of_any_size_each_for_itself(shape: tuple[int, int, int]) -> None:
     torch.manual_seed(0)
-    model = VideoClassifier(ClassifierConfig(width=8, features=6, differences=True, classes=("a", "b", "c")))
+    model = VideoClassifier(
+        ClassifierConfig(width=8, features=6, differences=True, bound=4.0, classes=("a", "b", "c"))
+    )
     video = torch.rand(3, 3, *shape) * 2 - 1
     model.fit_scales(video)
     features, logits = model(video)
     assert features.shape == (3, 6)
     assert logits.shape == (3, 3)
     torch.testing.assert_close(model(video[1:2])[0], features[1:2], rtol=1e-4, atol=1e-5)
+
+
+def test_features_end_at_the_bound_and_classes_do_not_mind() -> None:
+    torch.manual_seed(0)
+    model = VideoClassifier(
+        ClassifierConfig(width=8, features=6, differences=True, bound=4.0, classes=("a", "b"))
+    )
+    video = torch.rand(64, 3, 5, 16, 16) * 2 - 1
+    model.fit_scales(video)
+    with torch.no_grad():
+        model.fit_bound(model.embed(video))
+        logits = model(video)[1]
+        assert torch.equal(logits, model.class_logits(model.embed(video)))
+        for size, near in ((1, True), (1000, False)):
+            z = (model(size * video)[0] - model.mean) / model.deviation
+            raw = (model.embed(size * video) - model.mean) / model.deviation
+            torch.testing.assert_close(z.double(), 4 * torch.tanh(raw.double() / 4), rtol=1e-3, atol=1e-4)
+            assert z.abs().max() <= 4 + 1e-4
+            assert bool((z - raw).abs().mean() < 0.1) == near
+    z = (model.embed(video) - model.mean) / model.deviation
+    torch.testing.assert_close(z.mean(0), torch.zeros(6), rtol=0, atol=1e-3)
+    torch.testing.assert_close(z.var(0, correction=0), torch.ones(6), rtol=1e-3, atol=0)
 
 
 def test_shift_repeats_the_border() -> None:
@@ -136,7 +166,7 @@ def test_a_missing_classifier_is_named(tmp_path: Path) -> None:
 def test_differences_of_frames_are_an_input_where_they_are_asked_for() -> None:
     """A step from one frame to the next, and no step."""
     first, body = (
-        VideoClassifier(ClassifierConfig(width=4, features=2, differences=asked, classes=())).body
+        VideoClassifier(ClassifierConfig(width=4, features=2, differences=asked, bound=4.0, classes=())).body
         for asked in (False, True)
     )
     assert first[0].in_channels == 3

@@ -96,7 +96,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
         for field, tensors in (("video", videos), ("latent", latents))
     )
     classifier = VideoClassifier(
-        ClassifierConfig(width=8, features=4, differences=True, classes=tuple(classes))
+        ClassifierConfig(width=8, features=4, differences=True, bound=4.0, classes=tuple(classes))
     )
     classifier.fit_scales(to_float(videos))
     quantizer = QuantizerSettings(
@@ -153,7 +153,7 @@ def test_rows_have_the_schema_and_the_numbers_that_are_known(
         write_samples(tmp_path / "student", "student", torch.zeros(24, 6, 2, 2, 2)),
     ]
     result = evaluate(settings, sets, data, {"teacher": decode_codes}, Ranks())
-    assert result["metric"] == "frechet[classifier-2plus1d-diff-4d,5f,16,24]"
+    assert result["metric"] == "frechet[classifier-2plus1d-diff-4d-bound4,5f,16,24]"
     assert result["reference"] == {"split": "test", "count": 24}
     rows = {row["name"]: row for row in result["rows"]}
     assert list(rows) == [
@@ -188,7 +188,7 @@ def test_rows_have_the_schema_and_the_numbers_that_are_known(
     losses = result["code_dropout"]
     assert [one["kind"] for one in losses] == [kind for kind in DAMAGES for _ in range(1 + len(SHARES))]
     assert len({(one["frechet"], one["psnr"]) for one in losses if one["share"] == 0}) == 1
-    assert result["extractor"]["name"] == "classifier-2plus1d-diff-4d"
+    assert result["extractor"]["name"] == "classifier-2plus1d-diff-4d-bound4"
     json.dumps(result, allow_nan=False)
 
 

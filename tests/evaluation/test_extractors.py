@@ -21,7 +21,9 @@ SHAPE = [3, 16, 32, 32]
 @pytest.fixture
 def classifier() -> VideoClassifier:
     torch.manual_seed(0)
-    return VideoClassifier(ClassifierConfig(width=4, features=6, differences=True, classes=("a", "b"))).eval()
+    return VideoClassifier(
+        ClassifierConfig(width=4, features=6, differences=True, bound=4.0, classes=("a", "b"))
+    ).eval()
 
 
 class LikeI3d(nn.Module):
@@ -59,7 +61,7 @@ def test_a_missing_file_says_where_from_and_where_to(tmp_path: Path, classifier:
 def test_the_classifier_takes_clips_as_they_are(tmp_path: Path, classifier: VideoClassifier) -> None:
     extractor = load_extractor("classifier", tmp_path, classifier, CPU)
     assert extractor(CLIPS).shape == (2, 6)
-    assert extractor.metric_name(SHAPE, 50) == "frechet[classifier-2plus1d-diff-6d,16f,32,50]"
+    assert extractor.metric_name(SHAPE, 50) == "frechet[classifier-2plus1d-diff-6d-bound4,16f,32,50]"
     assert extractor.metric_name([3, 9, 24, 32], 50).endswith("9f,24x32,50]")
     digest = extractor.digest
     with torch.no_grad():

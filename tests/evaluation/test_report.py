@@ -68,7 +68,7 @@ def make_metrics(labelled: bool = True) -> dict[str, Any]:
     if not labelled:
         rows = [one | {"accuracy": None} for one in rows]
     return {
-        "metric": "frechet[classifier-2plus1d-diff-64d,9f,32,50]",
+        "metric": "frechet[classifier-2plus1d-diff-64d-bound4,9f,32,50]",
         "reference": {"split": "test", "count": 50},
         "classes": ["zero", "one", "two"] if labelled else [],
         "fps": 8,

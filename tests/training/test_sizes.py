@@ -87,7 +87,7 @@ def test_validation_is_of_the_main_size(tmp_path):
         decoder_blocks=0,
     )  # fmt: skip
     classifier = VideoClassifier(
-        ClassifierConfig(width=4, features=3, differences=True, classes=("even", "odd"))
+        ClassifierConfig(width=4, features=3, differences=True, bound=4.0, classes=("even", "odd"))
     )
     settings = build(ValidationSettings, {"every": 1, "samples": 20, "keep": "frechet"})
     validation = Validation(

@@ -29,7 +29,7 @@ def make_validation(tmp_path):
         )
     )  # fmt: skip
     classifier = VideoClassifier(
-        ClassifierConfig(width=4, features=3, differences=True, classes=("even", "odd"))
+        ClassifierConfig(width=4, features=3, differences=True, bound=4.0, classes=("even", "odd"))
     ).eval()
 
     def make(held_out=20, **changes):

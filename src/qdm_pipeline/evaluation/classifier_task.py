@@ -22,13 +22,14 @@ logger = logging.getLogger(__name__)
 
 FIRST_CLIPS = 128  # that set the scales of the layers
 EXPORT_BATCH = 100
+BOUND_CLIPS = 4096  # at most, that say how far features go
 
 
 @settings
 class ClassifierSettings:
     """Classifier and training; the learning rate warms up over 5 % of the steps, then falls as half a cosine.
 
-    differences: see `ClassifierConfig`. transformed: share of the clips of a batch that are reversed,
+    differences, bound: see `ClassifierConfig`. transformed: share of the clips of a batch that are reversed,
     shuffled or turned upside down.
     max_shift (pixels), brightness (intensities times 1 ± this): augmentation that no label minds.
     """
@@ -36,6 +37,7 @@ class ClassifierSettings:
     width: int
     features: int
     differences: bool
+    bound: float
     steps: int
     batch: int  # clips an optimizer step, on all ranks together
     micro_batch: int  # clips a forward pass
@@ -69,8 +71,8 @@ class _BothHeads(nn.Module):
         self.model = model
 
     def forward(self, video: Tensor) -> tuple[Tensor, Tensor]:
-        features, logits = self.model(video)
-        return logits, self.model.transform_logits(features)
+        embedding = self.model.embed(video)
+        return self.model.class_logits(embedding), self.model.transform_logits(embedding)
 
 
 class ClassifierTask:
@@ -105,6 +107,7 @@ class ClassifierTask:
             width=settings.width,
             features=settings.features,
             differences=settings.differences,
+            bound=settings.bound,
             classes=classes,
         )
         self.model = VideoClassifier(config).to(ranks.device)
@@ -161,6 +164,7 @@ class ClassifierTask:
         """Write the classifier; returns its name and its accuracy on the splits that it has not seen."""
         if not self.ranks.is_main:
             return {}
+        self._fit_bound()
         save_classifier(self.model, directory)
         accuracies = {split: self._accuracy(split) for split in ("validation", "test")}
         return {
@@ -191,6 +195,17 @@ class ClassifierTask:
         return video.clamp(max=1), self.labels[rows], transforms
 
     @torch.inference_mode()
+    def _fit_bound(self) -> None:
+        """By train clips as they are."""
+        count = min(len(self.rows), BOUND_CLIPS)
+        some = epoch_rows(len(self.rows), 0, count, self.settings.seed).sort().values
+        parts = self.clips.parts(self.rows[some], EXPORT_BATCH)
+        self.model.fit_bound(torch.cat([self.model.embed(self._video(part)) for part in parts]))
+
+    def _video(self, rows: Tensor) -> Tensor:
+        return to_float(self.clips.gather("video", rows)).to(self.ranks.device)
+
+    @torch.inference_mode()
     def _accuracy(self, split: str) -> float | None:
         """Share of the labelled clips of ``split`` that are recognised; None without any."""
         rows = self.clips.rows(split)
@@ -199,8 +214,7 @@ class ClassifierTask:
             return None
         correct = 0
         for part in self.clips.parts(rows, EXPORT_BATCH):
-            video = to_float(self.clips.gather("video", part)).to(self.ranks.device)
-            correct += int((self.model(video)[1].argmax(1).cpu() == self.labels[part]).sum())
+            correct += int((self.model(self._video(part))[1].argmax(1).cpu() == self.labels[part]).sum())
         return correct / len(rows)
 
 

@@ -24,11 +24,13 @@ class ClassifierConfig:
     width: int  # channels of the first layer; later ones have two and four times as many
     features: int
     differences: bool  # from the frame before are an input beside each frame
+    bound: float  # deviations, of the train clips, that no feature goes beyond
     classes: tuple[str, ...]  # empty: the clips have no labels, and there are no class logits
 
     def __post_init__(self) -> None:
         require(self.width >= 1, f"classifier width: found {self.width}, must be at least 1")
         require(self.features >= 2, f"classifier features: found {self.features}, must be at least 2")
+        require(self.bound > 0, f"classifier bound: found {self.bound}, must be above 0")
 
 
 class _Differences(nn.Module):
@@ -82,6 +84,10 @@ class VideoClassifier(nn.Module):
 
     Besides its class the network learns what was done to a clip (``TRANSFORMS``), so that the features
     see time and not only single frames; clips without labels train it by that alone.
+
+    Far from all clips it knows a network answers with numbers without bound, so that one sample in a thousand
+    can make half of a Fréchet distance. Features are therefore bent, B tanh(z / B) in deviations z from the
+    mean of the train clips; classes are told from what they were before.
     """
 
     def __init__(self, config: ClassifierConfig) -> None:
@@ -99,23 +105,41 @@ class VideoClassifier(nn.Module):
         self.to_features = nn.Linear(4 * width, config.features)
         self.class_head = nn.Linear(config.features, len(config.classes)) if config.classes else None
         self.transform_head = nn.Linear(config.features, len(TRANSFORMS))
+        self.mean: Tensor
+        self.deviation: Tensor
+        self.register_buffer("mean", torch.zeros(config.features))
+        self.register_buffer("deviation", torch.ones(config.features))
 
     def forward(self, video: Tensor) -> tuple[Tensor, Tensor]:
         """Features [B, D] and class logits [B, classes] of video [B, 3, T, H, W] in [-1, 1], H, W >= 16."""
-        x = self.body(video.contiguous(memory_format=channels_last_3d))
-        features = self.to_features(x.mean((2, 3, 4)))
-        return features, self.class_logits(features)
+        embedding = self.embed(video)
+        spread = self.config.bound * self.deviation
+        features = self.mean + spread * torch.tanh((embedding - self.mean) / spread)
+        return features, self.class_logits(embedding)
 
-    def class_logits(self, features: Tensor) -> Tensor:
-        """Class logits [B, classes] of clips with these features [B, D]."""
+    def embed(self, video: Tensor) -> Tensor:
+        """Features [B, D] before they are bent."""
+        x = self.body(video.contiguous(memory_format=channels_last_3d))
+        features: Tensor = self.to_features(x.mean((2, 3, 4)))
+        return features
+
+    def class_logits(self, embedding: Tensor) -> Tensor:
+        """Class logits [B, classes] of clips with these embeddings [B, D]."""
         if self.class_head is None:
-            return features.new_empty(len(features), 0)
-        logits: Tensor = self.class_head(F.silu(features))
+            return embedding.new_empty(len(embedding), 0)
+        logits: Tensor = self.class_head(F.silu(embedding))
         return logits
 
-    def transform_logits(self, features: Tensor) -> Tensor:
-        """Logits [B, 4] of what was done to the clips with these features."""
-        return self.transform_head(F.silu(features))
+    def transform_logits(self, embedding: Tensor) -> Tensor:
+        """Logits [B, 4] of what was done to the clips with these embeddings."""
+        return self.transform_head(F.silu(embedding))
+
+    @torch.no_grad()
+    def fit_bound(self, embeddings: Tensor) -> None:
+        """Take mean and deviation of the train clips' ``embeddings`` [N, D]."""
+        deviation, mean = torch.std_mean(embeddings, 0, correction=0)
+        self.mean.copy_(mean)
+        self.deviation.copy_(deviation.clamp(min=1e-6))  # a feature that is always the same stays so
 
     @torch.no_grad()
     def fit_scales(self, video: Tensor) -> None:
@@ -130,7 +154,8 @@ class VideoClassifier(nn.Module):
     def name(self) -> str:
         """What the features are, for the names of metrics."""
         learned = "classifier" if self.config.classes else "selfsup"
-        return f"{learned}-2plus1d{'-diff' if self.config.differences else ''}-{self.config.features}d"
+        differences = "-diff" if self.config.differences else ""
+        return f"{learned}-2plus1d{differences}-{self.config.features}d-bound{self.config.bound:g}"
 
     def digest(self) -> str:
         """SHA-256 of the weights."""
