@@ -58,8 +58,12 @@ Tree = dict[str, Any]
 
 
 def ablation() -> list[Point]:
-    """Every change alone, and none, with three seeds."""
-    return grid(["+".join(f"{name}.seed" for name in SEEDS) + "=0,1,2", *CHANGES], each=True)
+    """None and every change alone, each with three seeds."""
+    of_seed = [
+        grid(["+".join(f"{name}.seed" for name in SEEDS) + f"={seed}", *CHANGES], each=True)
+        for seed in range(3)
+    ]
+    return [point for points in zip(*of_seed, strict=True) for point in points]
 
 
 def codebooks() -> list[Point]:
@@ -178,7 +182,8 @@ def run(project: Path, kinds: dict[str, list[Point]], parameters: Tree, slots: i
     for module in (train, sample, evaluate):
         module.run_job = pool  # type: ignore[attr-defined]
     points = [(kind, point) for kind, points in kinds.items() for point in points]
-    with ThreadPoolExecutor(len(points)) as threads:  # each waits for its jobs, one after the other
+    # each waits for its jobs, one after the other; few at once, so that points are done before others begin
+    with ThreadPoolExecutor(slots + 1) as threads:
         asked = {
             threads.submit(judge, project, merged(parameters, nested(point))): (kind, point)
             for kind, point in points
