@@ -20,14 +20,18 @@ class Run:
     directory: Path
 
     @classmethod
-    def create(cls, kind: str, settings: Any, inputs: dict[str, Handle], root: Path) -> "Run":
+    def create(
+        cls, kind: str, settings: Any, inputs: dict[str, Handle], root: Path, form: object = None
+    ) -> "Run":
         """The run for these settings and inputs under ``root``, in a directory named by their digest.
 
         The same request always meets the same directory: that is what makes a second start a resume.
+        ``form``, JSON-like, is what the code decides of the result: where it changes, another run is made.
         """
         plain_settings = plain(settings)
         digests = {name: handle.digest for name, handle in inputs.items()}
-        key = digest_json({"kind": kind, "settings": plain_settings, "inputs": digests})
+        asked = {"kind": kind, "settings": plain_settings, "inputs": digests}
+        key = digest_json(asked if form is None else asked | {"form": form})
         run = cls(kind, plain_settings, inputs, root / f"{kind}-{key[:12]}")
         handles = {name: handle.to_json() for name, handle in inputs.items()}
         write_json(run.file, {"kind": kind, "settings": plain_settings, "inputs": handles})

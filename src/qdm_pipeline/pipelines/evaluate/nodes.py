@@ -19,6 +19,7 @@ from qdm_pipeline.evaluation.figures import (
     corruption_figure,
     distance_figure,
 )
+from qdm_pipeline.evaluation.rows import COLUMNS
 from qdm_pipeline.files import read_json
 from qdm_pipeline.handle import Handle
 from qdm_pipeline.launch.agent import run_job
@@ -53,7 +54,8 @@ def evaluate_samples(
         "teacher_few_step_samples": teacher_few_step_samples,
         "student_samples": student_samples,
     }
-    evaluation = run_job(Run.create("evaluation", settings, inputs, runs), world_size, launch)
+    run = Run.create("evaluation", settings, inputs, runs, form=COLUMNS)
+    evaluation = run_job(run, world_size, launch)
     return evaluation, read_json(evaluation.path / "metrics.json")
 
 
