@@ -58,7 +58,7 @@ class AutoencoderSettings:
 
 
 class AutoencoderTask:
-    """Least squared error of the reconstruction; see `training.loop` for the protocol."""
+    """Least squared visible error of the reconstruction; see `training.loop` for the protocol."""
 
     sound = True
     last_loss: Tensor | None = None
@@ -87,7 +87,7 @@ class AutoencoderTask:
         )
 
     def train_step(self, step: int) -> dict[str, float | Tensor]:
-        """One step; ``error`` is the squared error of pixels in [-1, 1], ``kl`` that of a latent in nats."""
+        """One step; ``error`` is the squared `visible_error` of pixels, ``kl`` that of a latent in nats."""
         s, micros = self.settings, self.batches.of(step)
         total = torch.zeros(2, device=self.ranks.device)
         for micro in micros:
@@ -115,7 +115,7 @@ class AutoencoderTask:
         noise = s.latent_noise * torch.randn(len(video), *grid, s.model.latent_channels, generator=draw)
         with autocast(device, s.precision):
             reconstruction, latents = self.wrapped(video, noise.to(device))
-        error = (reconstruction.float() - video).square().mean()
+        error = visible_error(reconstruction.float(), video).square().mean()
         return error, latents.float().square().mean() / 2  # up to what only the fixed deviation adds
 
     def suspects(self, step: int) -> list[str]:
@@ -181,3 +181,13 @@ class AutoencoderTask:
             error = self.model.decode(self.model.encode(video)).clamp(-1, 1) - video
             total, count = total + float(error.double().square().sum()), count + error.numel()
         return 10 * math.log10(4 * count / max(total, 1e-12))
+
+
+def visible_error(reconstruction: Tensor, video: Tensor) -> Tensor:
+    """Difference of ``reconstruction`` from ``video`` in [-1, 1], 0 where black is blacker, white whiter.
+
+    Pixels are clipped to [-1, 1] before anybody sees them. A decoder that need not hit black exactly can keep
+    well below it, where what ripples is not seen.
+    """
+    beyond = ((video <= -1) & (reconstruction < video)) | ((video >= 1) & (reconstruction > video))
+    return (reconstruction - video).masked_fill(beyond, 0)
