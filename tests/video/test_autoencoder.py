@@ -14,7 +14,7 @@ from qdm_pipeline.video.autoencoder import (
     load_autoencoder,
     to_float,
 )
-from qdm_pipeline.video.autoencoder_task import AutoencoderSettings, AutoencoderTask
+from qdm_pipeline.video.autoencoder_task import AutoencoderSettings, AutoencoderTask, visible_error
 from qdm_pipeline.video.shards import ShardSet
 
 CONFIG = AutoencoderConfig(
@@ -92,6 +92,17 @@ def test_training_lowers_the_error_and_export_normalises(demo_clips: ShardSet, t
     latents = model.encode(to_float(demo_clips.gather("video", demo_clips.rows("train"))))
     torch.testing.assert_close(latents.mean((0, 2, 3, 4)), torch.zeros(16), atol=1e-4, rtol=0)
     torch.testing.assert_close(latents.std((0, 2, 3, 4)), torch.ones(16), atol=1e-3, rtol=0)
+
+
+def test_black_may_be_blacker_and_white_whiter() -> None:
+    video = torch.tensor([-1.0, -1.0, -1.0, 1.0, 1.0, 1.0, 0.5, 0.5])
+    made = torch.tensor([-1.5, -1.0, 0.5, 1.5, 1.0, -2.0, 1.5, -1.5], requires_grad=True)
+    error = visible_error(made, video)
+    assert error.tolist() == [0.0, 0.0, 1.5, 0.0, 0.0, -3.0, 1.0, -2.0]
+    (gradient,) = torch.autograd.grad(error.square().sum(), made)
+    assert gradient.tolist() == [0.0, 0.0, 3.0, 0.0, 0.0, -6.0, 2.0, -4.0]  # grey is found from beyond
+    seen = made.detach().clamp(-1, 1) - video
+    assert bool((error.detach().abs() >= seen.abs()).all()) and (error == 0).tolist() == (seen == 0).tolist()
 
 
 def test_resumed_training_is_the_same_training(demo_clips: ShardSet, tmp_path: Path) -> None:
