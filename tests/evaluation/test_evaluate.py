@@ -271,12 +271,12 @@ def test_the_gallery_shows_the_same_class_in_the_same_place(
     path = write_samples(tmp_path / "student", "student", torch.randn(7, 6, 2, 2, 2))
     shown = gallery(settings, [path], data)
     assert shown["classes"].tolist() == [0, 1, 2, 0]
-    assert {name for name in shown if name.startswith("videos/")} == {
-        "videos/real",
-        "videos/reconstruction",
-        "videos/student",
-    }
-    assert all(shown[name].shape == (2, 4, 3, 5, 16, 16) for name in shown if name.startswith("videos/"))
+    videos = {name: value for name, value in shown.items() if name.startswith("videos/")}
+    assert videos.keys() == {"videos/real", "videos/reconstruction", "videos/student"}
+    assert all(value.shape == (2, 4, 3, 5, 16, 16) for value in videos.values())
+    real = shown["guess/clips"][~shown["guess/made"]]
+    assert real.shape == (8, 3, 5, 16, 16) and len(shown["guess/clips"]) == 16
+    assert not any(torch.equal(one, clip) for one in real for clip in videos["videos/real"].flatten(0, 1))
     assert shown["usage/student"].tolist() == [[14] * CODES]
     assert shown["usage/real"].sum(1).tolist() == [24 * 8] * 3
     assert shown["codes/student"].shape == (2, 2, 3, 5, 16, 16)

@@ -14,7 +14,8 @@ from qdm_pipeline.evaluation.figures import (
     corruption_figure,
     curves_figure,
 )
-from qdm_pipeline.evaluation.report import animation, summary, write_report
+from qdm_pipeline.evaluation.gallery import mixed
+from qdm_pipeline.evaluation.report import animation, by_chance, summary, write_report
 from qdm_pipeline.evaluation.rows import COLUMNS
 
 
@@ -142,6 +143,25 @@ def test_every_row_and_number_is_there(html: str) -> None:
     assert "Codes lost" in html and ">groups lost</text>" in html
     assert html.count("<span>zero</span>") == 4
     assert "-0.00" not in html
+
+
+def test_clips_to_guess_are_shown_one_by_one_and_counted() -> None:
+    video = torch.randint(256, (6, 3, 5, 8, 8)).to(torch.uint8)
+    pictures = make_pictures() | mixed(video[:3], video[3:], seed=0)
+    html = write_report(make_metrics(), {}, pictures, {}, {})
+    sheet = html.split('<div class="sheet">')[1].split("</div>")[0]
+    kinds = re.findall(r'<label class="(made|real)">', sheet)
+    assert [kind == "made" for kind in kinds] == pictures["guess/made"].tolist() and sum(
+        map("made".__eq__, kinds)
+    ) == 3
+    assert sheet.count("data:image/webp") == 6 and "of 6 right" in html
+    for clip, made in zip(pictures["guess/clips"], pictures["guess/made"], strict=True):
+        assert any(torch.equal(clip, one) for one in (video[3:] if made else video[:3]))
+
+
+def test_by_chance_is_the_binomial_distribution() -> None:
+    assert by_chance(40) == (14, 26)  # scipy.stats.binom(40, 1 / 2).interval(0.95)
+    assert (by_chance(100), by_chance(5)) == ((40, 60), (0, 5))
 
 
 def test_nothing_is_fetched(html: str) -> None:

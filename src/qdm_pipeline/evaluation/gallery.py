@@ -1,4 +1,4 @@
-"""What the report shows beside the numbers: videos, the codes behind them, and the nearest train clips."""
+"""What the report shows beside the numbers: videos, their codes, nearest train clips, clips to guess."""
 
 import colorsys
 from collections.abc import Sequence
@@ -15,9 +15,11 @@ from qdm_pipeline.evaluation.readers import clip_reader, latent_reader, reconstr
 from qdm_pipeline.evaluation.real import bank, make_observer
 from qdm_pipeline.evaluation.sample_set import SampleSet
 from qdm_pipeline.models.codebook_use import usage_histogram
+from qdm_pipeline.randomness import generator
 from qdm_pipeline.ranks import Ranks
 
 MAPPED = 2  # clips whose codes are shown
+GUESSED = "student"  # whose samples are to be told from real clips
 
 
 def gallery(settings: EvaluationSettings, sample_sets: Sequence[Path], data: Data) -> dict[str, Tensor]:
@@ -28,15 +30,16 @@ def gallery(settings: EvaluationSettings, sample_sets: Sequence[Path], data: Dat
     classes. For every sample set and "real" ``usage/NAME``: int64 [G, K], how often each code was used;
     ``codes/NAME``: uint8 [2, 1 + G, 3, T, H, W], two clips, each with its codes as colours. For every sample
     set ``nearest/NAME``: uint8 [2, columns, 3, T, H, W], of the samples shown those that lie closest to a
-    train clip, and that clip. ``used/GROUP-CODE`` and ``rare/GROUP-CODE``: see `clips_of_codes`.
+    train clip, and that clip. ``guess/clips`` and ``guess/made``: see `mixed`, of test clips and of samples
+    of the student that are not in ``videos``. ``used/GROUP-CODE``, ``rare/GROUP-CODE``: see `clips_of_codes`.
     """
     count = len(data.classifier.config.classes)
     classes = torch.arange(settings.columns) % count if count else torch.full((settings.columns,), -1)
-    wanted = classes.repeat(settings.lines)
+    wanted = classes.repeat(2 * settings.lines)  # half of them to guess
     test = subset(data.clips, "test", settings)
     originals = clip_reader(data.clips, test)
     reconstructions = reconstruction_reader(originals, data.autoencoder)
-    places = places_by_class(labels_of(data.clips)[test], wanted)
+    places, unseen = places_by_class(labels_of(data.clips)[test], wanted).chunk(2)
     grid = (settings.lines, settings.columns)
     observer = make_observer(settings, data, Ranks(device=data.autoencoder.mean.device))
     train = bank(settings, data.clips, observer)
@@ -48,8 +51,9 @@ def gallery(settings: EvaluationSettings, sample_sets: Sequence[Path], data: Dat
     shown["codes/real"] = _maps(originals(places[:MAPPED]), codes[places[:MAPPED]])
     shown |= clips_of_codes(codes, shown["usage/real"], originals)
     for samples in map(SampleSet, sample_sets):
-        chosen = places_by_class(samples.labels, wanted)
-        videos = latent_reader(samples.latents, data.autoencoder)(chosen)
+        decoded = latent_reader(samples.latents, data.autoencoder)
+        chosen, others = places_by_class(samples.labels, wanted).chunk(2)
+        videos = decoded(chosen)
         away, where = nearest(observer.extractor(videos), train)
         closest = away.argsort()[: settings.columns]
         copied = data.clips.gather("video", data.clips.rows("train")[where[closest]])
@@ -57,7 +61,16 @@ def gallery(settings: EvaluationSettings, sample_sets: Sequence[Path], data: Dat
         shown[f"nearest/{samples.name}"] = torch.stack([videos[closest], copied])
         shown[f"codes/{samples.name}"] = _maps(videos[:MAPPED], samples.codes[chosen[:MAPPED]])
         shown[f"usage/{samples.name}"] = samples.usage
+        if samples.name == GUESSED:
+            shown |= mixed(originals(unseen), decoded(others), settings.seed)
     return shown
+
+
+def mixed(real: Tensor, made: Tensor, seed: int) -> dict[str, Tensor]:
+    """``guess/clips``: both, uint8 [n, 3, T, H, W], shuffled; ``guess/made``: bool [n], made or not."""
+    made_of = torch.cat([torch.zeros(len(real)), torch.ones(len(made))]).bool()
+    order = torch.randperm(len(made_of), generator=generator(seed, 0, 0, "clips to guess"))
+    return {"guess/clips": torch.cat([real, made])[order], "guess/made": made_of[order]}
 
 
 def _maps(videos: Tensor, codes: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -64,6 +65,7 @@ def write_report(
         references=figures.REFERENCES,
         real=next((row for row in rows if row["name"] == "real"), None),
         videos=_videos(rows, pictures, metrics["fps"]),
+        guess=_guess(pictures, metrics["fps"]),
         nearest=_animations("nearest", rows, pictures, metrics["fps"]),
         codes=_animations("codes", rows, pictures, metrics["fps"]),
         distances=_svg(figures.distance_figure(rows)),
@@ -140,6 +142,25 @@ def _animations(
         for row in rows
         if (name := f"{kind}/{row['name']}") in pictures
     ]
+
+
+def _guess(pictures: Mapping[str, Tensor], fps: float) -> dict[str, Any] | None:
+    """Clips to tell real from made, with how many are told right by chance."""
+    if "guess/clips" not in pictures:
+        return None
+    clips = [
+        {"made": made, "data": base64.b64encode(animation(clip[None, None], fps)).decode()}
+        for clip, made in zip(pictures["guess/clips"], pictures["guess/made"].tolist(), strict=True)
+    ]
+    return {"clips": clips, "chance": by_chance(len(clips))}
+
+
+def by_chance(count: int) -> tuple[int, int]:
+    """The central 95 % of how many of ``count`` fair coins fall heads: fewer, or more, 2.5 % at most each."""
+    below, fewest = 0, 0
+    while (below := below + math.comb(count, fewest)) <= 0.025 * 2**count:
+        fewest += 1
+    return fewest, count - fewest
 
 
 def _code_clips(kind: str, pictures: Mapping[str, Tensor], fps: float) -> list[dict[str, Any]]:
