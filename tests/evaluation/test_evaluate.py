@@ -292,9 +292,8 @@ def test_copies_of_train_clips_are_found() -> None:
     train, test, fresh = (torch.randn(60, 8, generator=draw) for _ in range(3))
 
     def seen(features: Tensor) -> Observation:
-        nothing = torch.zeros(60, 0)
-        blocks = torch.zeros(60, dtype=torch.long)
-        return Observation(features, features, nothing, nothing, nothing[:, None], blocks, blocks, 1, 1)
+        nothing, blocks = torch.zeros(60, 0), torch.zeros(60, dtype=torch.long)
+        return Observation(features, features, *[nothing] * 5, *[blocks] * 2, 1, 1)
 
     assert memorisation(seen(test), seen(test), train) == 1
     assert memorisation(seen(fresh), seen(test), train) == pytest.approx(1, abs=0.3)

@@ -11,7 +11,7 @@ from qdm_pipeline.evaluation.patches import patches
 
 def apart(a: Tensor, b: Tensor) -> float:
     nothing = torch.zeros(0)
-    seen = [Observation(*[nothing] * 4, patches(each), *[nothing] * 2, 10, 1) for each in (a, b)]
+    seen = [Observation(*[nothing] * 4, patches(each), *[nothing] * 4, 10, 1) for each in (a, b)]
     return distance(seen[0].close_up, seen[1].close_up)
 
 

@@ -9,7 +9,7 @@ from qdm_pipeline.files import read_json
 
 COLUMNS = (
     "nfe", "frechet", "frechet_limit", "kernel", "patches",
-    "accuracy", "precision", "recall", "motion_distance",
+    "accuracy", "precision", "recall", "motion_distance", "drift", "identity",
 )  # fmt: skip
 
 

@@ -48,11 +48,15 @@ class Extractor:
     @torch.inference_mode()
     def __call__(self, clips: Tensor) -> Tensor:
         """Features float32 [B, D] on the CPU; `InputError` if they have another shape or are not finite."""
-        features = self.compute(clips).float().cpu()
-        if features.ndim != 2 or len(features) != len(clips):
+        return self.checked(self.compute(clips), len(clips))
+
+    def checked(self, features: Tensor, count: int) -> Tensor:
+        """What was computed from ``count`` clips, as `__call__` returns it or complains."""
+        features = features.float().cpu()
+        if features.ndim != 2 or len(features) != count:
             raise InputError(
-                f"extractor {self.name}: found features of shape {tuple(features.shape)} for {len(clips)} "
-                f"clips, must be [{len(clips)}, D]"
+                f"extractor {self.name}: found features of shape {tuple(features.shape)} for {count} "
+                f"clips, must be [{count}, D]"
             )
         if not features.isfinite().all():
             raise InputError(f"extractor {self.name}: features are not finite")

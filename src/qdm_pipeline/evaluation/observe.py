@@ -22,16 +22,17 @@ from qdm_pipeline.ranks import Ranks
 from qdm_pipeline.video.autoencoder import to_float
 
 Table = dict[str, Tensor]  # columns of one length
-TABLE = 2  # of its columns: another number, and what was kept is looked at again
+TABLE = 3  # of its columns: another number, and what was kept is looked at again
 
 
 @dataclass(frozen=True)
 class Observation:
     """Of N videos: features [N, D], those of the first frame held still [N, D], class logits [N, K].
 
-    ``motion`` [N, 2] and ``patches`` [N, P, S] as their modules say, ``labels`` int64 [N] what was asked for
-    (-1: nothing), ``block_of`` int64 [N] which of the ``blocks`` of the jack-knife each is in; ``ddof`` of
-    covariances.
+    ``motion`` [N, 2] and ``patches`` [N, P, S] as their modules say; ``drift`` [N] how far features of the
+    first and of the last frame, each held still, lie apart, ``same`` [N] whether both show the classifier one
+    class (NaN without classes); ``labels`` int64 [N] what was asked for (-1: nothing), ``block_of`` int64 [N]
+    which of the ``blocks`` of the jack-knife each is in; ``ddof`` of covariances.
     """
 
     features: Tensor
@@ -39,6 +40,8 @@ class Observation:
     logits: Tensor
     motion: Tensor
     patches: Tensor
+    drift: Tensor
+    same: Tensor
     labels: Tensor
     block_of: Tensor
     blocks: int
@@ -112,19 +115,25 @@ class Observer:
 
     @torch.inference_mode()
     def _look(self, video: Tensor) -> Table:
-        still = video[:, :, :1].expand_as(video)
-        features, device = self.extractor(video), self.ranks.device
-        if self.embedded:  # its features are at hand
-            logits = self.classifier.class_logits(features.to(device))
-        else:
-            logits = self.classifier(to_float(video.to(device)))[1]
+        features, logits = self._see(video)
+        stills, first = self._see(video[:, :, :1].expand_as(video))
+        others, last = self._see(video[:, :, -1:].expand_as(video))
+        known = logits.shape[1] > 0
         return {
             "features": features,
-            "stills": self.extractor(still),
-            "logits": logits.cpu(),
+            "stills": stills,
+            "logits": logits,
             "motion": motion(video),
             "patches": patches(video),
+            "drift": (stills - others).norm(dim=1),
+            "same": (first.argmax(1) == last.argmax(1)).float() if known else motion(video)[:, 0] * torch.nan,
         }
+
+    def _see(self, video: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and class logits."""
+        features, logits = self.classifier(to_float(video.to(self.ranks.device)))
+        seen = self.extractor.checked(features, len(video)) if self.embedded else self.extractor(video)
+        return seen, logits.cpu()
 
     def _cached(self, key: object, compute: Callable[[], Table]) -> Table:
         if key is None:

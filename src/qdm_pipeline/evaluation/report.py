@@ -34,6 +34,8 @@ BEST = {
     "first_frame": min,
     "patches": min,
     "motion_distance": min,
+    "drift": min,
+    "identity": max,
     **dict.fromkeys(("precision", "recall", "density", "coverage", "class_score"), max),
 }
 

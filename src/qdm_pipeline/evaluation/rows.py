@@ -26,7 +26,7 @@ COLUMNS = (
     "latent_mean", "latent_std", "psnr", "seconds_per_clip", "count",
     "frechet_limit", "frechet_limit_low", "frechet_limit_high", "kernel", "kernel_low", "kernel_high",
     "precision", "recall", "density", "coverage", "class_score", "class_score_split", "first_frame",
-    "patches", "motion", "motion_distance", "flicker", "nearest_train",
+    "patches", "motion", "motion_distance", "flicker", "drift", "identity", "nearest_train",
     "bits_per_second", "entropy_bits_per_second", "compression", "mebibytes_per_clip",
 )  # fmt: skip
 
@@ -45,6 +45,8 @@ def compare(
     stills = [Gaussian.of_features(each.stills, each.ddof) for each in (seen, reference)]
     found["first_frame"] = distance(*stills)
     found["patches"] = distance(seen.close_up, reference.close_up)
+    found["drift"] = float(seen.drift.double().mean())
+    found["identity"] = None if seen.same.isnan().any() else float(seen.same.double().mean())
     if min(len(seen.labels), len(reference.labels)) > neighbours:
         found |= vars(manifolds(reference.features, seen.features, neighbours))
     if seen.logits.shape[1]:

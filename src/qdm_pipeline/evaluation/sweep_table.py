@@ -19,6 +19,7 @@ COLUMNS = (
     "patches",
     "accuracy",
     "recall",
+    "identity",
     "utilization",
     "perplexity",
     "latent_std",
