@@ -34,7 +34,6 @@ BEST = {
     "first_frame": min,
     "patches": min,
     "motion_distance": min,
-    "drift": min,
     "identity": max,
     **dict.fromkeys(("precision", "recall", "density", "coverage", "class_score"), max),
 }
