@@ -119,6 +119,7 @@ class Observer:
         stills, first = self._see(video[:, :, :1].expand_as(video))
         others, last = self._see(video[:, :, -1:].expand_as(video))
         known = logits.shape[1] > 0
+        same = (first.argmax(1) == last.argmax(1)).float() if known else torch.full((len(video),), torch.nan)
         return {
             "features": features,
             "stills": stills,
@@ -126,7 +127,7 @@ class Observer:
             "motion": motion(video),
             "patches": patches(video),
             "drift": (stills - others).norm(dim=1),
-            "same": (first.argmax(1) == last.argmax(1)).float() if known else motion(video)[:, 0] * torch.nan,
+            "same": same,
         }
 
     def _see(self, video: Tensor) -> tuple[Tensor, Tensor]:
