@@ -37,6 +37,12 @@ def test_rows_of_one_name_stand_together(tmp_path: Path) -> None:
     assert (shown.exit_code, shown.output.splitlines()) == (0, table)
 
 
+def test_an_evaluation_of_before_lacks_a_column(tmp_path: Path) -> None:
+    old = {"name": "student", "nfe": 4, "frechet": 3.0}
+    table = comparison([write(tmp_path / "new", 2), write(tmp_path / "old", 3, rows=[old])]).splitlines()
+    assert next(line for line in table if "| old |" in line).endswith(" – |")
+
+
 @pytest.mark.parametrize(
     "changes", [{"metric": "fvd[i3d-ts,16f,224,50]"}, {"extractor": {"digest": "b" * 64}}]
 )

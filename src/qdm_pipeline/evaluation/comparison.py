@@ -46,7 +46,7 @@ def _shortest(files: Sequence[Path]) -> list[str]:
 
 
 def _cell(row: dict[str, Any], column: str) -> str:
-    if row[column] is None:
+    if row.get(column) is None:  # an evaluation of before may lack a column
         return "–"
     interval = [row.get(f"{column}_{end}") for end in ("low", "high")]
     value = f"{row[column]:.4g}"
