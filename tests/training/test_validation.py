@@ -66,6 +66,7 @@ def test_figures_are_measured_and_are_the_same_again(make_distill, make_validati
     )
     assert not list(tmp_path.glob("*.webp"))
     assert metrics["validation/frechet_low"] <= metrics["validation/frechet"]
+    assert metrics["validation/identity"] == 1  # of clips of one frame
     assert 0 < metrics["validation/frechet_trimmed"] < metrics["validation/frechet_high"]
     again = task._validate(1, task.validation)
     assert all(again[name] == metrics[name] for name in again)

@@ -18,16 +18,20 @@ from qdm_pipeline.video.autoencoder import to_float
 
 @dataclass(frozen=True)
 class Tally:
-    """What is summed over videos: moments of their features by block, questions asked, right answers."""
+    """What is summed over videos: moments of their features by block, questions asked, right answers.
+
+    ``same`` counts those whose first and last frame, each held still, show the classifier one class.
+    """
 
     blocks: tuple[Moments, ...]
-    asked: int
-    right: int
+    asked: int = 0
+    right: int = 0
+    same: int = 0
 
     def merge(self, other: "Tally") -> "Tally":
         """The tally of both."""
         blocks = tuple(a.merge(b) for a, b in zip(self.blocks, other.blocks, strict=True))
-        return Tally(blocks, self.asked + other.asked, self.right + other.right)
+        return Tally(blocks, self.asked + other.asked, self.right + other.right, self.same + other.same)
 
     @property
     def count(self) -> int:
@@ -38,6 +42,11 @@ class Tally:
     def accuracy(self) -> float | None:
         """Share of the questions that were answered right; None if nothing was asked."""
         return self.right / self.asked if self.asked else None
+
+    @property
+    def identity(self) -> float | None:
+        """Share of videos that begin and end as the same thing; None if nothing was asked."""
+        return self.same / self.count if self.asked else None
 
 
 class Judge:
@@ -56,7 +65,7 @@ class Judge:
         block_of = random_blocks(len(labels), self.blocks, draw)
         batches = torch.arange(len(labels)).split(self.batch)
         empty = Moments.empty(self.classifier.config.features)
-        total = Tally((empty,) * self.blocks, 0, 0)
+        total = Tally((empty,) * self.blocks)
         for positions in batches[self.ranks.rank :: self.ranks.world]:
             part = self._batch(videos(positions), labels[positions], block_of[positions])
             total = total.merge(part)
@@ -64,13 +73,19 @@ class Judge:
 
     @torch.inference_mode()
     def _batch(self, video: Tensor, labels: Tensor, block_of: Tensor) -> Tally:
-        features, logits = (part.cpu() for part in self.classifier(to_float(video.to(self.ranks.device))))
+        features, logits = self._see(video)
         empty = Moments.empty(features.shape[1])
         blocks = tuple(empty.add(features[block_of == block]) for block in range(self.blocks))
         if not self.classifier.config.classes:
-            return Tally(blocks, 0, 0)
-        right = int((logits.argmax(1) == labels).sum())
-        return Tally(blocks, int((labels >= 0).sum()), right)
+            return Tally(blocks)
+        first, last = (self._see(video[:, :, [at]].expand_as(video))[1].argmax(1) for at in (0, -1))
+        right, same = (int(agreed.sum()) for agreed in (logits.argmax(1) == labels, first == last))
+        return Tally(blocks, int((labels >= 0).sum()), right, same)
+
+    def _see(self, video: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and class logits, on the CPU."""
+        features, logits = self.classifier(to_float(video.to(self.ranks.device)))
+        return features.cpu(), logits.cpu()
 
 
 def mean_squared_error(videos: Reader, originals: Reader, count: int, batch: int, ranks: Ranks) -> float:

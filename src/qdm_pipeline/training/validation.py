@@ -104,6 +104,7 @@ class Validation:
             "frechet_high": distance.high,
             "frechet_trimmed": frechet_trimmed(tally.blocks, self.reference.blocks),
             "accuracy": tally.accuracy,
+            "identity": tally.identity,
             "utilization": found.utilization,
             "latent_mean": found.mean,
             "latent_std": found.std,
