@@ -82,7 +82,7 @@ MISTAKES = [
     ("", {"techer": {"steps": 2}}, "techer: unknown; known are autoencoder"),
     ("", {"teacher": {"model": {"heads": 7}}}, "heads: found 7; width"),
     ("", {"clips": {"frames": 10}}, "clips.frames: found 10, the autoencoder takes 4 k + 1"),
-    ("", {"clips": {"size": 33}}, "clips.size: found 33, the autoencoder takes 8 k"),
+    ("", {"clips": {"size": 33}}, "clips.size: found 33, the autoencoder takes 4 k"),
     ("", {"teacher": {"model": {"width": 1_000_000}}}, "GiB; take a smaller model"),
     ("", {"teacher": {"condition": "text"}}, "teacher.condition: found 'text', which needs encode.text"),
     ("", {"world_size": 0}, "world_size: found 0, must be auto or at least 1"),
