@@ -107,8 +107,8 @@ def test_a_model_too_large_is_refused(base: dict, monkeypatch: pytest.MonkeyPatc
     [
         ("frames", 12, "clips.frames: found 12, the autoencoder takes 4 k + 1, for example 13"),
         ("frames", 1, "clips.frames: found 1, the autoencoder takes 4 k + 1, for example 5"),
-        ("size", 20, "clips.size: found 20, the autoencoder takes 8 k, for example 16"),
-        ("size", 24, r"teacher.model.patch: found \[1, 2, 2\], which does not divide latents of \[3, 3, 3\]"),
+        ("size", 18, "clips.size: found 18, the autoencoder takes 4 k, for example 16"),
+        ("size", 20, r"teacher.model.patch: found \[1, 2, 2\], which does not divide latents of \[3, 5, 5\]"),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(base: dict, key: str, value: int, said: str) -> None:
