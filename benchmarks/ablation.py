@@ -42,6 +42,7 @@ SEEDS = ("teacher", "distill", "teacher_samples", "teacher_few_step_samples", "s
 CHANGES = (
     "distill.dmd.times=[1.0],[1.0, 0.5]",
     "distill.dmd.times=[1.0] distill.steps=120",
+    "distill.dmd.times=[1.0] distill.steps=120 distill.dmd.gan.student_weight=0.3",
     "distill.dmd.path=continuous",
     "distill.dmd.codebook=ema",
     "distill.dmd.matching=jeffreys",
