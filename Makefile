@@ -17,7 +17,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 	touch $@
 
 demo: install
-	$(BIN)/kedro run --pipeline demo_data
+	$(BIN)/kedro run --pipelines demo_data
 	$(BIN)/kedro run
 	@echo
 	@echo "Report:    $(CURDIR)/data/08_reporting/report.html"

@@ -152,7 +152,7 @@ def do(file: Path) -> None:
 
 
 def judge(project: Path, parameters: Tree) -> list[Tree]:
-    """Latents to the rows of the evaluation, as `kedro run --pipeline train`, sample and evaluate."""
+    """Latents to the rows of the evaluation, as `kedro run --pipelines train`, sample and evaluate."""
     data = project / "data"
 
     def handle(file: str) -> Handle:

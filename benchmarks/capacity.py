@@ -1,6 +1,6 @@
 """What a codebook can carry: many codebooks behind one teacher, each read for the same samples.
 
-The teacher of the project (`kedro run --pipeline preprocess`, then `teacher`) is kept as it is; for every
+The teacher of the project (`kedro run --pipelines preprocess`, then `teacher`) is kept as it is; for every
 shape of codebook a quantizer is fitted to its features. `ours` is what is read through the codebook,
 `floor` what the continuous path says; `ratio` is the one over the other.
 """

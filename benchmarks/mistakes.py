@@ -32,8 +32,8 @@ MISTAKES: list[tuple[str, dict[str, str] | None, list[str], str]] = [
     ("no folder of videos", None, [], "no such folder"),
     ("a row without its video", TABLE, [], "file 'missing.mp4' does not exist"),
     ("nothing but broken videos", BROKEN, [], "videos are bad"),
-    ("no model yet", {}, ["--pipeline", "distill"], "has been made yet"),
-    ("a pipeline misspelt", {}, ["--pipeline", "trian"], "Did you mean one of these instead? train"),
+    ("no model yet", {}, ["--pipelines", "distill"], "has been made yet"),
+    ("a pipeline misspelt", {}, ["--pipelines", "trian"], "Did you mean one of these instead? train"),
     ("an environment misspelt", {}, ["--env", "midium"], "conf/midium"),
 ]
 

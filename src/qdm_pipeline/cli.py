@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import click
+from kedro.framework.cli.utils import split_string
 
 
 @click.group()
@@ -17,10 +18,10 @@ def cli() -> None:
     epilog="Example: kedro sweep teacher.seed+distill.seed=0,1,2 distill.dmd.gan.student_weight=0,0.3"
 )
 @click.argument("axes", nargs=-1, required=True, metavar="PARAMETER=VALUE,VALUE ...")
-@click.option("--pipeline", "-p", "pipelines", multiple=True, help="Pipeline to run; repeat for several.")
+@click.option("--pipelines", default="", callback=split_string, help="Pipelines to run, separated by commas.")
 @click.option("--env", "-e", help="Configuration environment.")
 @click.option("--each", is_flag=True, help="One change at a time, and none, instead of all combinations.")
-def sweep(axes: tuple[str, ...], pipelines: tuple[str, ...], env: str | None, each: bool) -> None:
+def sweep(axes: tuple[str, ...], pipelines: list[str], env: str | None, each: bool) -> None:
     """Run a pipeline for every combination of parameters, or for each change alone, with all seeds.
 
     Parameters joined by + move together, and "A=1 B=2" in quotes changes both at once; runs that differ in
@@ -66,7 +67,7 @@ def export(directory: Path) -> None:
 
     handle = Path.cwd() / "data/06_models/student_export.json"
     if not handle.exists():
-        raise click.ClickException(f"{handle}: no export yet; `kedro run --pipeline sample` makes one")
+        raise click.ClickException(f"{handle}: no export yet; `kedro run --pipelines sample` makes one")
     if directory.exists():
         raise click.ClickException(f"{directory}: exists already; name a new directory")
     with directory_atomic(directory) as folder:

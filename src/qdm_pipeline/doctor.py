@@ -69,7 +69,9 @@ def _memory() -> str:
 
 def _videos(folder: Path) -> str:
     count = sum(file.suffix.lower() in SUFFIXES for file in folder.rglob("*"))
-    return f"{count} in {folder}" if count else f"none in {folder}: `kedro run -p demo_data` makes some"
+    if not count:
+        return f"none in {folder}: `kedro run --pipelines demo_data` makes some"
+    return f"{count} in {folder}"
 
 
 def _extras() -> tuple[list[tuple[str, str]], list[str]]:

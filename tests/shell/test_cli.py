@@ -52,7 +52,7 @@ def test_the_report_is_opened_where_there_is_one(tmp_path: Path, monkeypatch: py
 def test_the_export_is_copied_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(cli, ["export", "mine"])
-    assert done.exit_code == 1 and "no export yet; `kedro run --pipeline sample` makes one" in done.output
+    assert done.exit_code == 1 and "no export yet; `kedro run --pipelines sample` makes one" in done.output
     made = tmp_path / "data/06_models/export-1/predictor"
     made.mkdir(parents=True)
     (made / "config.json").write_text("{}")

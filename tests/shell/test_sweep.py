@@ -140,7 +140,7 @@ def test_the_command_runs_every_point_under_one_run_and_tells_failures(
 
     monkeypatch.setattr(sweeps, "_run", run)
     with caplog.at_level(logging.INFO, logger="qdm_pipeline"):
-        done = CliRunner().invoke(cli, ["sweep", "distill.seed=0,1", "-p", "distill"])
+        done = CliRunner().invoke(cli, ["sweep", "distill.seed=0,1", "--pipelines", "distill,sample"])
     address = unquote(caplog.messages[-1].rpartition(" ")[2])
     query = parse_qs(address.partition("?")[2])
     assert address.startswith("http://127.0.0.1:5000/#/compare-runs?") and query["experiments"] == ['["1"]']
@@ -149,7 +149,7 @@ def test_the_command_runs_every_point_under_one_run_and_tells_failures(
         done.exit_code == 1 and "collapse" in done.output and "| student | as configured | 1 |" in done.output
     )
     assert [(point, names) for point, names, _ in seen] == [
-        ({"distill.seed": 0}, ["distill"]), ({"distill.seed": 1}, ["distill"]),
+        ({"distill.seed": 0}, ["distill", "sample"]), ({"distill.seed": 1}, ["distill", "sample"]),
     ]  # fmt: skip
     client = MlflowClient(f"sqlite:///{project}/mlflow.db")
     parent = client.get_run(seen[0][2])
