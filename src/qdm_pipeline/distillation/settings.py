@@ -6,7 +6,7 @@ from qdm_pipeline.configuration import require, settings
 from qdm_pipeline.distillation.losses import Divergence
 from qdm_pipeline.models.predictor import Path
 
-Renoising = Literal["fresh", "kept"]  # between steps: new noise (SDE), or the noise the answer explains (ODE)
+Renoising = Literal["fresh", "kept"]
 
 
 @settings
@@ -35,7 +35,7 @@ class DmdSettings:
 
     times: tuple[float, ...]  # the student's steps, for training and sampling
     path: Path  # that the student answers through; soft ends as quantized when it samples
-    renoising: Renoising
+    renoising: Renoising  # between steps: new noise (SDE), or what the answer just given explains (ODE)
     inputs: Literal["simulated", "noised"]  # of a step: what sampling would give it, or real latents, noised
     codebook: Literal["still", "ema", "trained"]
     matching: Literal["latents"] | Divergence  # what of the scores is compared: answers, or choices of codes
