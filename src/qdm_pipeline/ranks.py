@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # before a group is there, which its functions would keep as a default
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 

@@ -5,6 +5,7 @@ is struck before call ``at`` (from 0) of what the moment names, or, for "step", 
 counted as the training counts, so that a resumed one passes it too; "once" marks that it has been.
 """
 
+import atexit
 import hashlib
 import io
 import json
@@ -126,8 +127,15 @@ def digest_final_states():
         task.export = export
 
 
+def name_threads():
+    names = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+    if left := [name for name in names if "gloo" in name]:
+        print("outlived by", left, file=sys.stderr)
+
+
 if "qdm_pipeline.launch.worker" in " ".join(sys.orig_argv) and "RANK" in os.environ:
     if FAULT and int(os.environ["RANK"]) == FAULT["rank"]:
         install(FAULT["moment"], FAULT["at"])
+    atexit.register(name_threads)
     if "QDM_DIGEST" in os.environ and os.environ["RANK"] == "0":
         digest_final_states()
