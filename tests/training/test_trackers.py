@@ -45,6 +45,16 @@ def tracker(run, monkeypatch):
     return opened
 
 
+@pytest.mark.parametrize(("left", "kept"), [("", ""), ('{"st', '{"st\n'), ('{"step": 1}\n', '{"step": 1}\n')])
+def test_a_new_line_is_begun_only_where_a_killed_process_left_half_a_one(run, left, kept):
+    run.metrics_file.write_text(left)
+    tracker = trackers.open_tracker(run, Ranks())
+    tracker.log(2, {"loss": 1.0})
+    tracker.close()
+    content = run.metrics_file.read_text()
+    assert content.startswith(kept + '{"step": 2') and content.count("\n") == kept.count("\n") + 1
+
+
 def test_what_mlflow_missed_is_sent_when_it_is_back(tracker, caplog, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(trackers.time, "monotonic", lambda: clock[0])

@@ -67,7 +67,7 @@ def open_tracker(run: Run, ranks: Ranks) -> Tracker:
     if not ranks.is_main:
         return Tracker(None, [])
     run.directory.mkdir(parents=True, exist_ok=True)
-    torn = run.metrics_file.exists() and not run.metrics_file.read_bytes().endswith(b"\n")
+    torn = run.metrics_file.exists() and run.metrics_file.read_bytes()[-1:] not in (b"", b"\n")
     lines = run.metrics_file.open("a")
     if torn:  # a killed process may have left half a line
         lines.write("\n")
