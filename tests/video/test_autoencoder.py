@@ -21,8 +21,8 @@ CONFIG = AutoencoderConfig(
     channels=3, latent_channels=16, time_patch=4, space_patch=8, width=16, encoder_blocks=1, decoder_blocks=1
 )
 SETTINGS = AutoencoderSettings(
-    model=CONFIG, latent_noise=0.1, kl_weight=0.002, precision="fp32", steps=30, batch=8, micro_batch=8,
-    learning_rate=3e-3, warmup=5, weight_decay=0.0, clip=1.0, log_every=10, 
+    model=CONFIG, latent_noise=0.1, kl_weight=0.002, precision="fp32", steps=30, decoder_steps=0, batch=8,
+    micro_batch=8, learning_rate=3e-3, warmup=5, weight_decay=0.0, clip=1.0, log_every=10, 
     checkpoint=Retention(every=10, keep_last=2, keep_every=None), seed=0,
 )  # fmt: skip
 
@@ -92,6 +92,32 @@ def test_training_lowers_the_error_and_export_normalises(demo_clips: ShardSet, t
     latents = model.encode(to_float(demo_clips.gather("video", demo_clips.rows("train"))))
     torch.testing.assert_close(latents.mean((0, 2, 3, 4)), torch.zeros(16), atol=1e-4, rtol=0)
     torch.testing.assert_close(latents.std((0, 2, 3, 4)), torch.ones(16), atol=1e-3, rtol=0)
+
+
+def test_the_decoder_learns_on_alone_behind_the_same_latents(demo_clips: ShardSet) -> None:
+    short = AutoencoderTask(SETTINGS, demo_clips, Ranks())
+    task = AutoencoderTask(replace(SETTINGS, decoder_steps=60, weight_decay=0.1), demo_clips, Ranks())
+    short.optimizer.param_groups[0]["weight_decay"] = 0.1
+    assert trained(task, 0, 30) == trained(short, 0, 30) and task.steps == 90
+    encoder = copy.deepcopy(short.model.encoder.state_dict())
+    before, state = short.model.decoder.state_dict(), copy.deepcopy(task.state_dict())
+    rates = [task.train_step(step)["learning_rate"] for step in range(30, 90)]
+    assert rates == [task._rate(step) for step in range(30, 90)]
+    assert rates[0] == pytest.approx(SETTINGS.learning_rate / 6) and max(rates) == rates[5] > 10 * rates[-1]
+    for name, weight in task.model.encoder.state_dict().items():
+        assert torch.equal(weight, encoder[name]), name
+    assert not torch.equal(task.model.decoder.head.weight, before["head.weight"])
+    video = to_float(demo_clips.gather("video", demo_clips.rows("train")))
+    error, error_before = (
+        (model.decode(model.encode(video)) - video).square().mean() for model in (task.model, short.model)
+    )
+    assert error < 0.95 * error_before
+    again = AutoencoderTask(task.settings, demo_clips, Ranks())
+    again.load_state_dict(state)
+    trained(again, 30, 90)
+    assert all(
+        torch.equal(a, b) for a, b in zip(again.model.parameters(), task.model.parameters(), strict=True)
+    )
 
 
 def test_black_may_be_blacker_and_white_whiter() -> None:

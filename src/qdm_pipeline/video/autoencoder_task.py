@@ -25,6 +25,8 @@ EXPORT_BATCH = 64
 class AutoencoderSettings:
     """The autoencoder and its training; the learning rate warms up, then falls to 0 as half a cosine.
 
+    After ``steps`` the encoder, and so every latent, stays as it is, and the decoder learns on alone for
+    ``decoder_steps``, with the same rise and fall of the rate: a better picture of the same latents.
     ``latent_noise`` and ``kl_weight`` make it a variational autoencoder whose posterior has that standard
     deviation everywhere: latents that a generator, or a code, gets a little wrong still decode well.
     """
@@ -34,6 +36,7 @@ class AutoencoderSettings:
     kl_weight: float
     precision: Precision
     steps: int
+    decoder_steps: int
     batch: int  # clips an optimizer step, on all ranks together
     micro_batch: int  # clips a forward pass
     learning_rate: float
@@ -52,7 +55,7 @@ class AutoencoderSettings:
         for name in ("learning_rate", "clip"):
             found = getattr(self, name)
             require(found > 0, f"autoencoder {name}: found {found}, must be above 0")
-        for name in ("latent_noise", "kl_weight", "warmup", "weight_decay"):
+        for name in ("latent_noise", "kl_weight", "decoder_steps", "warmup", "weight_decay"):
             found = getattr(self, name)
             require(found >= 0, f"autoencoder {name}: found {found}, must not be negative")
 
@@ -66,7 +69,7 @@ class AutoencoderTask:
     def __init__(self, settings: AutoencoderSettings, clips: ShardSet, ranks: Ranks) -> None:
         """Start as the PCA of some training clips; `InputError` if the clips' size does not fit the model."""
         self.settings, self.clips, self.ranks = settings, clips, ranks
-        self.steps = settings.steps
+        self.steps = settings.steps + settings.decoder_steps
         self.log_every, self.checkpoint = settings.log_every, settings.checkpoint
         self.rows = clips.rows("train")
         sizes = clips.size_of[self.rows]
@@ -96,6 +99,8 @@ class AutoencoderTask:
                 self.scale((error + s.kl_weight * kl) / len(micros)).backward()
             total += torch.stack([error, kl]).detach() / len(micros)
         error, kl = self.last_loss = total
+        if step >= s.steps:  # the optimizer passes over what has no gradient; DDP wants one of all parameters
+            self.model.encoder.zero_grad()
         self.scale.undo(self.model.parameters())
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), s.clip))
         taken, found = self.scale.judge(f"autoencoder, step {step}", norm)
@@ -145,8 +150,9 @@ class AutoencoderTask:
 
     def _rate(self, step: int) -> float:
         s = self.settings
+        step, steps = (step, s.steps) if step < s.steps else (step - s.steps, s.decoder_steps)
         warm = min(1.0, (step + 1) / (s.warmup + 1))
-        return s.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / s.steps))
+        return s.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
 
     def _subset(self, rows: Tensor, count: int) -> Tensor:
         draw = generator(self.settings.seed, 0, 0, "autoencoder subset")  # the same rows on every rank
