@@ -48,10 +48,9 @@ def settings(way: Way, clips: int) -> GenerationSettings:
     return build(
         GenerationSettings,
         dict(
-            name="student", sampler=None, steps=None, low=0.0, high=1.0, eta=0.0, guidance=1.0, path=None,
-            asked=None, size=None, count=clips, batch=clips, at_once=clips, keep=(), precision="fp32",
-            weights=way[0],
-            compile=way[1], seed=0,
+            name="student", sampler=None, steps=None, times=None, low=0.0, high=1.0, eta=0.0, guidance=1.0,
+            path=None, asked=None, size=None, count=clips, batch=clips, at_once=clips, keep=(),
+            precision="fp32", weights=way[0], compile=way[1], seed=0,
         ),
     )  # fmt: skip
 

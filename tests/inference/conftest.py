@@ -16,10 +16,9 @@ from qdm_pipeline.training.teacher import ScheduleSettings
 from qdm_pipeline.video.autoencoder import AutoencoderConfig, CausalVideoAutoencoder
 
 SETTINGS = dict(
-    name="student", sampler=None, steps=None, low=0.0, high=1.0, eta=0.0, guidance=1.0, path=None, asked=None,
-    size=None, count=10, batch=4, at_once=4, videos=3, columns=3, scale=1, fps=8, precision="fp32",
-    weights="full",
-    compile=False, keep=(), seed=0,
+    name="student", sampler=None, steps=None, times=None, low=0.0, high=1.0, eta=0.0, guidance=1.0,
+    path=None, asked=None, size=None, count=10, batch=4, at_once=4, videos=3, columns=3, scale=1, fps=8,
+    precision="fp32", weights="full", compile=False, keep=(), seed=0,
 )  # fmt: skip
 SCHEDULE = ScheduleSettings(name="flow", shift=1.0, low=0.0, high=1.0, density="uniform")
 NOTHING = {"classes": (), "vocabulary": (), "caption_length": 0}

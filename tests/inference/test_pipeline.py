@@ -134,8 +134,8 @@ def test_errors_say_what_is_wrong(export: Export, tmp_path: Path, monkeypatch: p
     with pytest.raises(InputError, match=r"weights: int8_weight needs torchao: pip install .*\[int8\]"):
         QuantizedVideoPipeline.from_pretrained(directory, weights="int8_weight")
     description = directory / "pipeline.json"
-    description.write_text(description.read_text().replace('"format": 1', '"format": 9'))
-    with pytest.raises(InputError, match="format is 9, this version reads 1"):
+    description.write_text(description.read_text().replace('"format": 2', '"format": 9'))
+    with pytest.raises(InputError, match="format is 9, this version reads 2"):
         QuantizedVideoPipeline.from_pretrained(directory)
 
 

@@ -49,8 +49,8 @@ def exported(tmp_path: Path) -> Path:
     )  # fmt: skip
     autoencoder = CausalVideoAutoencoder(build(AutoencoderConfig, sizes))
     settings = dict(
-        name="student", sampler=None, steps=None, low=0.0, high=1.0, eta=0.0, guidance=1.0, path=None,
-        asked=None, size=None, count=10, batch=4, at_once=4, precision="fp32", weights="full",
+        name="student", sampler=None, steps=None, times=None, low=0.0, high=1.0, eta=0.0, guidance=1.0,
+        path=None, asked=None, size=None, count=10, batch=4, at_once=4, precision="fp32", weights="full",
         compile=False, keep=(),
         seed=0,
     )  # fmt: skip

@@ -115,7 +115,7 @@ def test_the_number_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogC
     settings = build(
         generate.GenerationSettings,
         dict(
-            name="teacher", sampler="ddim", steps=1, low=0.0, high=1.0, eta=0.0, guidance=1.0,
+            name="teacher", sampler="ddim", steps=1, times=None, low=0.0, high=1.0, eta=0.0, guidance=1.0,
             path="continuous", asked=None, size=None, count=12, batch=8, at_once="auto", keep=(),
             precision="fp32",
             weights="full", compile=False, seed=0,

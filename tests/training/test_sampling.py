@@ -15,9 +15,9 @@ from qdm_pipeline.training.model_files import load_predictor
 from qdm_pipeline.video.autoencoder import AutoencoderConfig, CausalVideoAutoencoder
 
 SETTINGS = dict(
-    name="student", sampler="renoise", steps=None, low=0.0, high=1.0, eta=0.0, guidance=1.0, path="quantized",
-    asked=None, size=None, count=10, batch=4, at_once=4, videos=3, columns=3, scale=1, fps=8,
-    precision="fp32", seed=0,
+    name="student", sampler="renoise", steps=None, times=None, low=0.0, high=1.0, eta=0.0, guidance=1.0,
+    path="quantized", asked=None, size=None, count=10, batch=4, at_once=4, videos=3, columns=3, scale=1,
+    fps=8, precision="fp32", seed=0,
     keep=(), weights="full", compile=False,
 )  # fmt: skip
 
@@ -171,6 +171,27 @@ def test_a_teacher_has_no_step_list_of_its_own():
     settings = build(sampling.SamplingSettings, SETTINGS)
     with pytest.raises(InputError, match="steps is null"):
         generate.sampling_times(settings, Schedule("flow"), {})
+
+
+def test_a_student_is_called_more_often_than_it_learned(sample):
+    _, own = sample()
+    handle, same = sample(times=(1.0, 0.5))  # its own, written out
+    assert torch.equal(same["latents"], own["latents"])
+    more, drawn = sample(times=(1.0, 0.5, 0.5))
+    assert (handle.metadata["nfe"], more.metadata["nfe"], more.metadata["steps"]) == (2, 3, 3)
+    assert not torch.equal(drawn["latents"], own["latents"])
+    with pytest.raises(
+        InputError, match=r"times: found \[1.0, 0.5, 0.5\], one of them twice: only .* renoise"
+    ):
+        sample(times=(1.0, 0.5, 0.5), sampler="ddim")
+
+
+@pytest.mark.parametrize("times", [(), (0.5, 1.0), (1.5,), (1.0, 0.0)])
+def test_times_that_do_not_fall_are_named(times):
+    with pytest.raises(ValueError, match="times: .*must fall"):
+        build(sampling.SamplingSettings, SETTINGS | {"times": times})
+    with pytest.raises(ValueError, match="in place of steps"):
+        build(sampling.SamplingSettings, SETTINGS | {"times": (1.0,), "steps": 1})
 
 
 @pytest.mark.parametrize(

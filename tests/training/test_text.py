@@ -107,8 +107,8 @@ def test_samples_are_asked_for_by_captions_and_keep_what_they_were_asked(make_di
 
     def samples(**changes):
         settings = build(sampling.SamplingSettings, dict(
-            name="student", sampler="ddim", steps=2, low=0.0, high=1.0, eta=0.0, guidance=1.0, scale=1,
-            path="continuous", asked=("a red dot", "dot"), size=None, count=4, batch=3, videos=1,
+            name="student", sampler="ddim", steps=2, times=None, low=0.0, high=1.0, eta=0.0, guidance=1.0,
+            scale=1, path="continuous", asked=("a red dot", "dot"), size=None, count=4, batch=3, videos=1,
             columns=1, fps=8,
             keep=(1.0,), precision="fp32", seed=0, at_once=3, weights="full", compile=False,
         ) | changes)  # fmt: skip

@@ -21,9 +21,9 @@ CONFIG = AutoencoderConfig(
     channels=3, latent_channels=16, time_patch=4, space_patch=8, width=16, encoder_blocks=1, decoder_blocks=1
 )
 SETTINGS = AutoencoderSettings(
-    model=CONFIG, latent_noise=0.1, kl_weight=0.002, precision="fp32", steps=30, decoder_steps=0, batch=8,
-    micro_batch=8, learning_rate=3e-3, warmup=5, weight_decay=0.0, clip=1.0, log_every=10, 
-    checkpoint=Retention(every=10, keep_last=2, keep_every=None), seed=0,
+    model=CONFIG, latent_noise=0.1, decoder_noise=0.05, kl_weight=0.002, precision="fp32", steps=30,
+    decoder_steps=0, batch=8, micro_batch=8, learning_rate=3e-3, warmup=5, weight_decay=0.0, clip=1.0,
+    log_every=10, checkpoint=Retention(every=10, keep_last=2, keep_every=None), seed=0,
 )  # fmt: skip
 
 

@@ -118,9 +118,9 @@ def test_parts_keep_the_order_and_never_mix(clips: ShardSet) -> None:
 
 def test_an_autoencoder_learns_from_all_sizes(clips: ShardSet, tmp_path: Path) -> None:
     settings = AutoencoderSettings(
-        model=CONFIG, latent_noise=0.1, kl_weight=0.001, precision="fp32", steps=12, decoder_steps=0, batch=4,
-        micro_batch=2, learning_rate=1e-3, warmup=1, weight_decay=0.0, clip=1.0, log_every=1, seed=0,
-        checkpoint={"every": 10, "keep_last": 1, "keep_every": None},
+        model=CONFIG, latent_noise=0.1, decoder_noise=0.1, kl_weight=0.001, precision="fp32", steps=12,
+        decoder_steps=0, batch=4, micro_batch=2, learning_rate=1e-3, warmup=1, weight_decay=0.0, clip=1.0,
+        log_every=1, seed=0, checkpoint={"every": 10, "keep_last": 1, "keep_every": None},
     )  # fmt: skip
     task = AutoencoderTask(settings, clips, Ranks())
     errors, seen = list[float](), set[int]()

@@ -19,7 +19,7 @@ from qdm_pipeline.video.autoencoder import load_autoencoder, to_videos
 from qdm_pipeline.video.diffusers_autoencoder import DiffusersAutoencoder
 from qdm_pipeline.video.latents import VideoAutoencoder
 
-FORMAT = 1
+FORMAT = 2
 LIBRARIES = ("torch", "einops", "numpy", "safetensors")  # that every export needs where it is used
 
 
@@ -117,6 +117,7 @@ class QuantizedVideoPipeline:
             count=len(asked or [""]) if count is None else count,
             seed=seed,
             steps=settings.steps if steps is None else steps,
+            times=settings.times if steps is None else None,
             guidance=settings.guidance if guidance is None else guidance,
             size=settings.size if size is None else size,
         )

@@ -33,6 +33,7 @@ class GenerationSettings:
     name: str  # the row's name in the report
     sampler: Literal["ddim", "dpm_solver", "renoise"] | None  # null: what the student was distilled for
     steps: int | None  # evenly spaced steps; null: the step list that the student was distilled on
+    times: tuple[float, ...] | None  # of the calls, in place of steps; with renoise one may come again
     low: float  # range of the evenly spaced times
     high: float
     eta: float  # of DDIM: 0 deterministic, 1 ancestral
@@ -54,6 +55,11 @@ class GenerationSettings:
             self.steps is None or self.steps >= 1, f"steps: found {self.steps}, must be null or at least 1"
         )
         require(
+            self.times is None or (self.steps is None and _falls(self.times)),
+            f"times: found {self.times} with steps {self.steps}; must fall from at most 1, end above 0, and "
+            "come in place of steps (null)",
+        )
+        require(
             0 <= self.low < self.high <= 1,
             f"low, high: found {self.low}, {self.high}; need 0 <= low < high <= 1",
         )
@@ -73,10 +79,25 @@ class GenerationSettings:
             require(found == "auto" or found >= 1, f"{name}: found {found}, must be at least 1")
 
 
+def _falls(times: tuple[float, ...]) -> bool:
+    return len(times) > 0 and list(times) == sorted(times, reverse=True) and 0 < times[-1] <= times[0] <= 1
+
+
 def sampling_times(
     settings: GenerationSettings, schedule: Schedule, config: dict[str, Any]
 ) -> Sequence[float]:
-    """The times at which the model is called; `InputError` if a step list is asked of a model without one."""
+    """The times at which the model is called.
+
+    `InputError` if a step list is asked of a model without one, or a time comes again with a sampler that
+    would put the same question again.
+    """
+    if settings.times is not None:
+        if len(set(settings.times)) < len(settings.times) and _own_sampler(settings, config) != "renoise":
+            raise InputError(
+                f"{settings.name}: times: found {list(settings.times)}, one of them twice: only the sampler "
+                "renoise, which draws new noise, learns something from that"
+            )
+        return settings.times
     if settings.steps is not None:
         if settings.keep:
             return times_through(settings.keep, settings.steps, settings.low)
@@ -133,7 +154,11 @@ def chosen_sampler(settings: GenerationSettings, config: dict[str, Any]) -> Samp
     samplers: dict[str, Sampler] = {
         "ddim": partial(ddim, eta=settings.eta), "dpm_solver": dpm_solver, "renoise": renoise,
     }  # fmt: skip
-    return samplers[_own(settings, config, "sampler", samplers)]
+    return samplers[_own_sampler(settings, config)]
+
+
+def _own_sampler(settings: GenerationSettings, config: dict[str, Any]) -> Any:
+    return _own(settings, config, "sampler", ("ddim", "dpm_solver", "renoise"))
 
 
 def chosen_path(settings: GenerationSettings, config: dict[str, Any]) -> Any:

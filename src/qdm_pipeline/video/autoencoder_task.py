@@ -26,13 +26,15 @@ class AutoencoderSettings:
     """The autoencoder and its training; the learning rate warms up, then falls to 0 as half a cosine.
 
     After ``steps`` the encoder, and so every latent, stays as it is, and the decoder learns on alone for
-    ``decoder_steps``, with the same rise and fall of the rate: a better picture of the same latents.
+    ``decoder_steps``, with the same rise and fall of the rate and noise of ``decoder_noise``: a better
+    picture of the same latents.
     ``latent_noise`` and ``kl_weight`` make it a variational autoencoder whose posterior has that standard
     deviation everywhere: latents that a generator, or a code, gets a little wrong still decode well.
     """
 
     model: AutoencoderConfig
     latent_noise: float
+    decoder_noise: float
     kl_weight: float
     precision: Precision
     steps: int
@@ -55,7 +57,7 @@ class AutoencoderSettings:
         for name in ("learning_rate", "clip"):
             found = getattr(self, name)
             require(found > 0, f"autoencoder {name}: found {found}, must be above 0")
-        for name in ("latent_noise", "kl_weight", "decoder_steps", "warmup", "weight_decay"):
+        for name in ("latent_noise", "decoder_noise", "kl_weight", "decoder_steps", "warmup", "weight_decay"):
             found = getattr(self, name)
             require(found >= 0, f"autoencoder {name}: found {found}, must not be negative")
 
@@ -117,7 +119,8 @@ class AutoencoderTask:
         video = self.ranks.onto(self._videos(self.rows[micro.rows]))
         draw = generator(s.seed, step, micro.number, "autoencoder noise")
         grid = self.model.latent_shape(*video.shape[2:])[1:]
-        noise = s.latent_noise * torch.randn(len(video), *grid, s.model.latent_channels, generator=draw)
+        deviation = s.latent_noise if step < s.steps else s.decoder_noise
+        noise = deviation * torch.randn(len(video), *grid, s.model.latent_channels, generator=draw)
         with autocast(device, s.precision):
             reconstruction, latents = self.wrapped(video, noise.to(device))
         error = visible_error(reconstruction.float(), video).square().mean()
