@@ -43,6 +43,8 @@ CHANGES = (
     "distill.dmd.times=[1.0],[1.0, 0.5]",
     "distill.dmd.times=[1.0] distill.steps=120",
     "distill.dmd.times=[1.0] distill.steps=120 distill.dmd.gan.student_weight=0.3",
+    "distill.steps=80",
+    "student_samples.times=[1.0, 0.75, 0.5, 0.5, 0.5, 0.25, 0.25, 0.25]",
     "distill.dmd.renoising=kept",
     "distill.dmd.path=continuous",
     "distill.dmd.codebook=ema",
