@@ -184,6 +184,10 @@ def test_a_student_is_called_more_often_than_it_learned(sample):
         InputError, match=r"times: found \[1.0, 0.5, 0.5\], one of them twice: only .* renoise"
     ):
         sample(times=(1.0, 0.5, 0.5), sampler="ddim")
+    with pytest.raises(
+        InputError, match=r"times: found \[0.75\], where this student did not learn .*\[1.0, 0.5\]"
+    ):
+        sample(times=(1.0, 0.75, 0.5))
 
 
 @pytest.mark.parametrize("times", [(), (0.5, 1.0), (1.5,), (1.0, 0.0)])

@@ -88,10 +88,15 @@ def sampling_times(
 ) -> Sequence[float]:
     """The times at which the model is called.
 
-    `InputError` if a step list is asked of a model without one, or a time comes again with a sampler that
-    would put the same question again.
+    `InputError` if a step list is asked of a model without one, a student is to be called at a time that it
+    did not learn, or a time comes again with a sampler that would put the same question again.
     """
     if settings.times is not None:
+        if unknown := set(settings.times) - set(config.get("times", settings.times)):
+            raise InputError(
+                f"{settings.name}: times: found {sorted(unknown, reverse=True)}, where this student did not "
+                f"learn to answer; allowed are {config['times']}"
+            )
         if len(set(settings.times)) < len(settings.times) and _own_sampler(settings, config) != "renoise":
             raise InputError(
                 f"{settings.name}: times: found {list(settings.times)}, one of them twice: only the sampler "
