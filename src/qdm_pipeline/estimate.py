@@ -3,12 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
+from qdm_pipeline.diffusion.schedule import Schedule
 from qdm_pipeline.errors import InputError
 from qdm_pipeline.launch.place import find_place
 from qdm_pipeline.launch.world import processes
 from qdm_pipeline.models.cost import build_on_meta
 from qdm_pipeline.models.predictor import PredictorConfig
 from qdm_pipeline.ranks import Ranks
+from qdm_pipeline.training.few_step import sampler_name
+from qdm_pipeline.training.generate import sampling_times
 from qdm_pipeline.training.memory import total_bytes
 from qdm_pipeline.training.optimizer import Optimizer, OptimizerSettings
 
@@ -74,6 +77,15 @@ def check_text(settings: Settings) -> None:
         raise InputError(
             "teacher.condition: found 'text', which needs encode.text, for example "
             "{encoder: minilm, length: 32}; found null"
+        )
+
+
+def check_calls(settings: Settings) -> None:
+    """Raise `InputError` if samples are asked for as the student that is to be distilled cannot make them."""
+    dmd, samples = settings["distill"].dmd, settings["student_samples"]
+    if samples.times is not None:
+        sampling_times(
+            samples, Schedule("flow"), {"times": dmd.times, "sampler": sampler_name(dmd.renoising)}
         )
 
 

@@ -49,12 +49,14 @@ class InputHook:
                 catalog.load(name)
         nodes = {node.name for node in pipeline.nodes}
         if nodes & {"preprocess.cut_clips", *TRAININGS}:
-            from qdm_pipeline.estimate import NEEDED, check_memory, check_shapes, check_text
+            from qdm_pipeline.estimate import NEEDED, check_calls, check_memory, check_shapes, check_text
 
             settings = {name: catalog.load(f"params:{name}") for name in NEEDED}
             check_shapes(settings)
             if {"preprocess.encode_clips", "train.train_teacher"} <= nodes:
                 check_text(settings)
+            if {"train.distill_student", "sample.sample_student"} <= nodes:
+                check_calls(settings | {"student_samples": catalog.load("params:student_samples")})
             check_memory(settings, {job for name, job in TRAININGS.items() if name in nodes})
         if "preprocess.cut_clips" in nodes:
             from qdm_pipeline.video.folder import list_videos

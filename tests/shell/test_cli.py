@@ -117,3 +117,16 @@ def test_shapes_that_do_not_fit_are_refused(base: dict, key: str, value: int, sa
     estimate.check_shapes(settings)
     with pytest.raises(InputError, match=f"^{said}".replace(" + ", r" \+ ")):
         estimate.check_shapes(settings | {"clips": replace(base["clips"], **{key: value})})
+
+
+def test_a_student_that_cannot_be_sampled_as_asked_is_not_distilled() -> None:
+    long = parameters(ROOT, "long")
+    estimate.check_calls(long)
+    dmd = long["distill"].dmd
+    for change, said in (
+        ({"times": (1.0, 0.5)}, "did not learn"),
+        ({"renoising": "kept"}, "one of them twice"),
+    ):
+        distill = replace(long["distill"], dmd=replace(dmd, **change))
+        with pytest.raises(InputError, match=f"student: times: found .*{said}"):
+            estimate.check_calls(long | {"distill": distill})

@@ -20,6 +20,11 @@ def few_step_sampler(renoising: Renoising) -> Sampler:
     return ddim if renoising == "kept" else renoise
 
 
+def sampler_name(renoising: Renoising) -> Literal["ddim", "renoise"]:
+    """What `few_step_sampler` is called in a student's ``config.json``."""
+    return "ddim" if renoising == "kept" else "renoise"
+
+
 def sampled_path(path: predictor.Path) -> SampledPath:
     """The path that the student is sampled through: a soft choice of codes ends as a choice."""
     return "continuous" if path == "continuous" else "quantized"
@@ -37,7 +42,5 @@ def save_student(
 ) -> None:
     """Write a student with all that sampling it needs; ``made``: see `latents_like`."""
     directory.mkdir(exist_ok=True)
-    sampler = "ddim" if renoising == "kept" else "renoise"
-    save_predictor(
-        directory, config, weights, schedule, times=list(times), path=path, sampler=sampler, **made
-    )
+    own = {"times": list(times), "path": path, "sampler": sampler_name(renoising)}
+    save_predictor(directory, config, weights, schedule, **own, **made)
